@@ -1,0 +1,249 @@
+"""What the MLPNAS experiments share: configuration, presets and the whole job.
+
+MLPNAS is the survey's system (sections 4 and 5): an LSTM controller trained by
+REINFORCE writes multi-layer perceptrons, every child is really trained, and the best is
+retrained from scratch and tested once. An experiment file adds the data.
+"""
+
+import dataclasses
+from typing import Any
+
+from nasjax.core.config import field
+from nasjax.core.types import InputError
+from nasjax.estimators.trained import trained
+from nasjax.spaces.mlp_chain import ACTIVATIONS, MLPChain
+from nasjax.strategies.base import Strategy
+from nasjax.strategies.random_search import random_search
+from nasjax.strategies.reinforce import reinforce
+from nasjax.training.population import LAYOUTS
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceConfig:
+  """The search space; see `nasjax.spaces.mlp_chain`."""
+
+  widths: tuple[int, ...] = field((8, 16, 32, 64, 128, 256, 512), "units of a layer")
+  activations: tuple[str, ...] = field(ACTIVATIONS, "activation functions")
+  dropout_rate: float = field(0.2, "rate of a dropout layer; 0 leaves it out")
+  max_layers: int = field(10, "longest chain, output layer included")
+  prior: str = field(
+    "depth", "what is uniform before learning: depth, token", ("depth", "token")
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig:
+  """The controller; see `nasjax.strategies.reinforce`."""
+
+  rounds: int = field(10, "rounds of sampling, training and learning")
+  population: int = field(10, "children of a round")
+  hidden: int = field(128, "units of the controller's LSTM")
+  learning_rate: float = field(0.01, "of the controller's Adam")
+  learning_rate_decay: float = field(0.1, "update i uses rate / (1 + decay * i)")
+  clip_norm: float = field(1.0, "largest global norm of a gradient")
+  updates: int = field(10, "gradient steps on each round's children")
+  baseline_decay: float = field(0.9, "of the moving-average baseline")
+  fixed_baseline: float | None = field(None, "the survey's 0.5 instead of the average")
+  normalize: bool = field(False, "divide advantages by their root mean square")
+  discount: float = field(1.0, "per decision, counted from the sequence's end")
+  entropy: float = field(0.0, "weight of the entropy bonus")
+  predictor: float = field(1.0, "weight of the accuracy predictor's loss; 0 = none")
+  adversarial: float = field(0.0, "reward for what the predictor misjudges; 0 = off")
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorConfig:
+  """How a child is trained and scored; see `nasjax.estimators.trained`."""
+
+  epochs: int = field(10, "epochs of a child, at most")
+  batch_size: int = field(32, "rows of a step")
+  learning_rate: float = field(1e-3, "of the child's Adam")
+  patience: int = field(3, "epochs without a lower validation loss before it stops")
+  score: str = field(
+    "weighted", "validation metric: weighted, best or last", ("weighted", "best", "last")
+  )
+  one_shot: str = field(
+    "off", "share weights by bigram; last writer or best wins", ("off", "last", "best")
+  )
+  layout: str = field("auto", "compiled programs: auto, exact, padded", LAYOUTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainConfig:
+  """The winner's training; see `nasjax.training.retrain`."""
+
+  epochs: int = field(50, "epochs, at most")
+  batch_size: int = field(64, "rows of a step")
+  learning_rate: float = field(1e-3, "of Adam")
+  patience: int = field(6, "epochs without a lower loss before it stops")
+  stop_fraction: float = field(0.1, "part of train and valid rows that decides to stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPNASConfig:
+  """Configuration of an MLPNAS experiment; each experiment adds its `data`."""
+
+  space: SpaceConfig = SpaceConfig()
+  strategy: StrategyConfig = StrategyConfig()
+  estimator: EstimatorConfig = EstimatorConfig()
+  retrain: RetrainConfig = RetrainConfig()
+  control: bool = field(True, "random search at the same budget, as a control")
+  baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
+  published: str = field("", "the survey's table to print beside ours (set by a preset)")
+
+  def smoke(self) -> "MLPNASConfig":
+    """The seconds-long version that the tests run end to end."""
+    return replace(
+      self,
+      space={"widths": (8, 16), "max_layers": 3},
+      strategy={"rounds": 2, "population": 2, "hidden": 8},
+      estimator={"epochs": 2},
+      retrain={"epochs": 3},
+    )
+
+
+def replace(config: Any, **sections: Any) -> Any:
+  """A config with fields replaced; a dict replaces fields inside a section."""
+  changed = {
+    name: dataclasses.replace(getattr(config, name), **value)
+    if isinstance(value, dict)
+    else value
+    for name, value in sections.items()
+  }
+  return dataclasses.replace(config, **changed)
+
+
+def check(config: MLPNASConfig) -> MLPChain:
+  """Refuses what cannot run, before any data is read; builds the space.
+
+  Raises:
+    InputError: naming the flag.
+  """
+  positive = {
+    "strategy": ("rounds", "population", "hidden", "updates", "learning_rate"),
+    "estimator": ("epochs", "batch_size", "patience", "learning_rate"),
+    "retrain": ("epochs", "batch_size", "patience", "learning_rate"),
+  }
+  for section, names in positive.items():
+    for name in names:
+      value = getattr(getattr(config, section), name)
+      if not value > 0:
+        raise InputError(f"--config.{section}.{name} must be positive, got {value}")
+  if not 0 < config.retrain.stop_fraction < 1:
+    raise InputError(
+      "--config.retrain.stop_fraction must be between 0 and 1, got "
+      f"{config.retrain.stop_fraction}"
+    )
+  return MLPChain(**dataclasses.asdict(config.space))
+
+
+def make_controller(config: MLPNASConfig, space: MLPChain) -> Strategy:
+  """The strategy of the config."""
+  options = dataclasses.asdict(config.strategy)
+  budget = options.pop("rounds") * options["population"]
+  return reinforce(space, max_evaluations=budget, **options)
+
+
+def make_control(config: MLPNASConfig, space: MLPChain) -> Strategy:
+  """Random search with the same budget."""
+  strategy = config.strategy
+  return random_search(
+    space,
+    population=strategy.population,
+    max_evaluations=strategy.rounds * strategy.population,
+  )
+
+
+def make_estimator(config: MLPNASConfig, space: MLPChain, dataset, on_child):
+  """The estimator of the config."""
+  return trained(
+    space, dataset, on_child=on_child, **dataclasses.asdict(config.estimator)
+  )
+
+
+# The survey's six configurations (its tables 1 to 6) and what it printed for them.
+_SURVEY = {
+  "table1": dict(one_shot="off", predictor=0.0),
+  "table2": dict(one_shot="off", predictor=1.0),
+  "table3": dict(one_shot="last", predictor=1.0),
+  "table4": dict(one_shot="last", predictor=1.0, rounds=15, population=30),
+  "table5": dict(one_shot="last", predictor=1.0),
+  "table6": dict(one_shot="last", predictor=1.0, hidden=512),
+}
+
+_WIDE_WINE = (
+  "512 sigmoid - 512 relu - dropout 0.2 - 512 relu - 256 elu - 256 elu - 256 tanh - "
+  "512 elu - 256 elu"
+)
+_DEEP_MNIST = (
+  "128 elu - 64 relu - 64 relu - 32 relu - 512 sigmoid - 64 tanh - 64 relu - 32 relu - "
+  "256 relu"
+)
+_SPEAKERS_A = (
+  "64 elu - 32 relu - 16 tanh - 512 relu - 32 elu - 16 sigmoid - 64 elu - 16 elu - "
+  "512 relu"
+)
+_SPEAKERS_B = (
+  "128 elu - 64 elu - 32 relu - 128 sigmoid - 32 relu - 8 elu - 32 relu - 16 elu - "
+  "32 tanh"
+)
+_LEAK = "scored with the label among the features; majority class alone: 0.628"
+
+# (architecture, validation accuracy, test accuracy, note), as printed there.
+PUBLISHED: dict[str, list[tuple[str, float | None, float | None, str]]] = {
+  "table1": [
+    ("scikit-learn MLP", None, 0.93, ""),
+    ("256 sigmoid - 8 elu - 256 tanh - 256 relu", 0.68, None, ""),
+    ("32 elu - 512 sigmoid - 32 elu - 512 sigmoid", 0.72, 0.72, ""),
+  ],
+  "table2": [
+    ("scikit-learn MLP", None, 0.91, ""),
+    ("128 sigmoid - 64 sigmoid - 16 relu - 512 elu", 0.66, None, ""),
+    ("32 elu - 32 relu - 64 relu - 64 elu", 0.74, 0.86, ""),
+  ],
+  "table3": [
+    ("scikit-learn MLP", None, 0.92, ""),
+    ("64 sigmoid - 512 relu", 0.70, None, ""),
+    ("512 sigmoid", 0.77, 0.84, ""),
+  ],
+  "table4": [
+    ("scikit-learn MLP", None, 0.92, ""),
+    (_DEEP_MNIST, 0.96, None, ""),
+    ("256 elu", 0.95, None, ""),
+  ],
+  "table5": [
+    ("scikit-learn MLP", None, 0.21, "ten other speakers; their data is not public"),
+    (_SPEAKERS_A, 0.42, None, ""),
+    (_SPEAKERS_B, 0.43, 0.47, ""),
+  ],
+  "table6": [
+    ("scikit-learn MLP", None, 0.69, _LEAK),
+    (_WIDE_WINE, 0.64, None, _LEAK),
+    ("16 sigmoid - 512 sigmoid", 0.66, 0.64, _LEAK),
+  ],
+}
+
+
+def presets(*names: str) -> dict:
+  """The survey's configurations of these names, as functions on a config.
+
+  Each sets what the survey states: one-shot weights, predictor, controller size and
+  budget; its prior (every token alike); and the discount and the 0.5 baseline of its
+  REINFORCE (appendix A).
+  """
+
+  def preset(name):
+    def apply(config: MLPNASConfig) -> MLPNASConfig:
+      changes = dict(_SURVEY[name])
+      estimator = {"one_shot": changes.pop("one_shot")}
+      return replace(
+        config,
+        space={"prior": "token"},
+        strategy={"fixed_baseline": 0.5, "discount": 0.9, **changes},
+        estimator=estimator,
+        published=name,
+      )
+
+    return apply
+
+  return {name: preset(name) for name in names}

@@ -1,0 +1,313 @@
+"""The MLPNAS job from data to report: search, retrain, baselines, control, summary."""
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+from experiments import common
+from nasjax import runtime, search
+from nasjax.core import keys
+from nasjax.core.types import Round
+from nasjax.data.base import Dataset, describe
+from nasjax.results import analysis, export, report
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.strategies.base import Strategy
+from nasjax.training.losses import get_task
+from nasjax.training.retrain import Retrained, pooled, retrain
+
+_BOUND_DELTA = 0.05
+
+
+def run_mlpnas(
+  config: common.MLPNASConfig, run: runtime.Run, dataset: Dataset, space: MLPChain
+) -> None:
+  """Runs the whole job and leaves the run directory that README describes.
+
+  On Ctrl-C what was recorded is kept, the report of it is written, and the
+  KeyboardInterrupt goes on to the caller.
+  """
+  summary: dict[str, Any] = {
+    "experiment": run.experiment,
+    "seed": run.seed,
+    "status": "interrupted",
+    "planned_evaluations": config.strategy.rounds * config.strategy.population,
+    "metric": get_task(dataset.task).metric_name,
+    "data": _describe_data(dataset),
+    "published": [
+      dict(zip(("arch", "validation", "test", "note"), row))
+      for row in common.PUBLISHED.get(config.published, ())
+    ],
+    "environment": runtime.environment(),
+    "command": run.command,
+    "warnings": list(dataset.warnings),
+  }
+  run.log(describe(dataset))
+  for warning in dataset.warnings:
+    run.warn(warning)
+  try:
+    _job(config, run, dataset, space, summary)
+    summary["status"] = "finished"
+  finally:
+    # Also when interrupted or failed: nothing that was measured is lost.
+    compiles, seconds = run.compile_stats()
+    summary |= {"num_compiles": compiles, "compile_seconds": seconds}
+    run.write_summary(summary)
+    path = report.write(run.workdir)
+    run.log(f"report: {path}")
+  _print_result(run, summary, analysis.leaderboard(run.read_records(), top=5))
+
+
+def _job(config, run, dataset, space, summary) -> None:
+  search_key, control_key, retrain_key = keys.named(
+    run.key, "search", "control", "retrain"
+  )
+  fits = dict(metric=summary["metric"], dataset=dataset)
+  start = time.perf_counter()
+  strategy = common.make_controller(config, space)
+  rounds = _search(config, run, dataset, space, strategy, search_key, "records", summary)
+  best = search.best(rounds)
+  summary["search_seconds"] = time.perf_counter() - start
+  summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
+  _bound(summary, dataset)
+  _scores(summary, "majority", majority_score(dataset), **fits)
+
+  start = time.perf_counter()
+  run.log(f"retraining the best from scratch: {summary['best_arch']}")
+  final = _retrain(config, run, dataset, space, retrain_key, best.genotype)
+  _scores(summary, "", final.test_score, **fits)
+  child_info = search.evaluations(rounds).info
+  summary |= {
+    "test_loss": final.test_loss,
+    "num_params": child_info["num_params"][best.evaluations - 1],
+    "retrain_seconds": time.perf_counter() - start,
+    "retrain_epochs": final.epochs_run,
+  }
+  if final.weights is not None:
+    _export(run, space, dataset, best.genotype, final, summary)
+
+  if config.baseline:
+    run.log("fitting scikit-learn's MLP on the same rows")
+    _scores(summary, "sklearn", sklearn_score(dataset, run.seed), **fits)
+  if config.control:
+    run.log("control: random search at the same budget")
+    start = time.perf_counter()
+    strategy = common.make_control(config, space)
+    control = _search(
+      config, run, dataset, space, strategy, control_key, "control_records", {}
+    )
+    chosen = search.best(control)
+    final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
+    _scores(summary, "random_search", final.test_score, **fits)
+    summary |= {
+      "random_search_best_arch": space.describe(chosen.genotype),
+      "random_search_best_score": chosen.score,
+      "control_seconds": time.perf_counter() - start,
+    }
+
+
+def _search(
+  config: common.MLPNASConfig,
+  run: runtime.Run,
+  dataset: Dataset,
+  space: MLPChain,
+  strategy: Strategy,
+  key: jax.Array,
+  name: str,
+  summary: dict[str, Any],
+) -> list[Round]:
+  """One search with records, metrics and progress; the rounds that were done."""
+  planned = config.strategy.rounds * config.strategy.population
+  done = failed = 0
+  best = float("-inf")
+  rounds: list[Round] = []
+  label = "search" if name == "records" else "control"
+  with run.progress(planned, label) as progress, run.records(name) as records:
+
+    def on_child(i, child, score):
+      nonlocal best
+      best = max(best, score) if np.isfinite(score) else best
+      shown = f"{best:.4f}" if np.isfinite(best) else "-"
+      progress.update(done + i + 1, round=len(rounds) + 1, best=shown)
+
+    estimator = common.make_estimator(config, space, dataset, on_child)
+    for each in search.run(strategy, estimator, key, num_rounds=config.strategy.rounds):
+      for record in _records(each, space, done, run.seed, summary.get("metric")):
+        records.write(record)
+        failed += record["score"] is None
+      done += len(each.genotypes)
+      rounds.append(each)
+      run.metrics.write(done, _metrics(each, label, best))
+      summary |= {"num_evaluations": done, "num_failed": failed}
+  if done < planned:
+    run.warn(
+      f"{label}: nothing new to try after {done} of {planned} planned children "
+      f"(the space has {space.size:,} architectures)"
+    )
+  predicted = [r.info["predicted"] for r in rounds if "predicted" in r.info]
+  if predicted:
+    scores = np.concatenate([r.evaluation.score for r in rounds])
+    summary["predictor_tau"] = analysis.kendall_tau(np.concatenate(predicted), scores)
+  return rounds
+
+
+def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
+  """One dict a child, as `records.jsonl` holds them."""
+  evaluation, info = each.evaluation, each.evaluation.info
+  predicted = each.info.get("predicted", [None] * len(each.genotypes))
+  for i, genotype in enumerate(each.genotypes):
+    score = float(evaluation.score[i])
+    yield {
+      "index": first + i,
+      "round": each.index,
+      "genotype": genotype.tolist(),
+      "arch": space.describe(genotype),
+      "curve": [float(v) for v in evaluation.curve[i] if np.isfinite(v)],
+      "score": score if np.isfinite(score) else None,
+      "failure": info["failure"][i],
+      "epochs_run": info["epochs_run"][i],
+      "num_params": info["num_params"][i],
+      "flops": info["flops"][i],
+      "shared_layers": info["shared_layers"][i],
+      "seconds": float(evaluation.cost[i]),
+      "predicted_score": None if predicted[i] is None else float(predicted[i]),
+      "seed": seed,
+      "metric": metric,
+    }
+
+
+def _metrics(each: Round, label: str, best: float) -> dict[str, float]:
+  scores = np.asarray(each.evaluation.score)
+  finite = scores[np.isfinite(scores)]
+  values = {
+    "best_score": best,
+    "mean_score": finite.mean() if len(finite) else float("nan"),
+    "round_seconds": float(np.sum(each.evaluation.cost)),
+    "skipped": each.skipped,
+    **{k: v for k, v in each.info.items() if np.ndim(v) == 0},
+  }
+  return {f"{label}/{k}": float(v) for k, v in values.items()}
+
+
+def _retrain(config, run, dataset, space, key, genotype) -> Retrained:
+  final = retrain(
+    key,
+    space,
+    dataset,
+    genotype,
+    seed=run.seed,
+    **dataclasses.asdict(config.retrain),
+  )
+  if final.failure:
+    run.warn(f"retraining {space.describe(genotype)} failed: {final.failure}")
+  return final
+
+
+def _scores(summary, name, value, metric, dataset) -> None:
+  """Sets `<name>_score` or `test_score`, and the accuracy key when it is one."""
+  accuracy = value if metric == "accuracy" else None
+  if name:
+    summary |= {f"{name}_test_score": value}
+    key = "majority_accuracy" if name == "majority" else f"{name}_test_accuracy"
+    summary[key] = accuracy
+  else:
+    summary |= {"test_score": value, "test_accuracy": accuracy}
+
+
+def _bound(summary, dataset) -> None:
+  rows = len(dataset.valid.y)
+  summary |= {"valid_rows": rows, "holdout_bound": None}
+  if summary["metric"] == "accuracy":  # Hoeffding's bound needs values in [0, 1]
+    summary["holdout_bound"] = analysis.hoeffding_bound(
+      summary["num_evaluations"], rows, _BOUND_DELTA
+    )
+
+
+def majority_score(dataset: Dataset) -> float:
+  """Test accuracy of the training rows' largest class; R2 of their mean."""
+  pool = pooled(dataset)
+  test = dataset.test.y
+  if dataset.task == "regression":
+    residual = np.square(test - pool.y.mean()).sum()
+    return float(1 - residual / np.square(test - test.mean()).sum())
+  return float((test == np.bincount(pool.y).argmax()).mean())
+
+
+def sklearn_score(dataset: Dataset, seed: int) -> float:
+  """scikit-learn's MLP (relu, adam, alpha 0.01) fitted on the same scaled rows.
+
+  It learns from all that ours may learn from, train and validation rows, and is tested
+  on the same test rows.
+  """
+  pool = pooled(dataset)
+  model = MLPRegressor if dataset.task == "regression" else MLPClassifier
+  options = dict(activation="relu", solver="adam", alpha=0.01, random_state=seed)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ConvergenceWarning)  # its default is 200 epochs
+    fitted = model(**options).fit(pool.x, pool.y)
+  return float(fitted.score(dataset.test.x, dataset.test.y))
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+  return {
+    "name": dataset.name,
+    "task": dataset.task,
+    "rows": {
+      split: len(getattr(dataset, split).y) for split in ("train", "valid", "test")
+    },
+    "features": dataset.num_features,
+    "classes": list(dataset.class_names),
+    "warnings": list(dataset.warnings),
+  }
+
+
+def _export(run, space, dataset, genotype, final: Retrained, summary) -> None:
+  weights = {
+    f"layer_{i}/{part}": np.asarray(value)
+    for i, layer in enumerate(final.weights)
+    for part, value in layer.items()
+  }
+  export.save_best(
+    run.workdir / "best",
+    genotype=genotype.tolist(),
+    arch=space.describe(genotype),
+    space=space.to_dict(),
+    task=dataset.task,
+    weights=weights,
+    preprocessing=dataset.preprocessing,
+    metrics={"test_score": final.test_score, "test_loss": final.test_loss},
+  )
+
+
+def _print_result(run, summary, leaders) -> None:
+  metric = summary["metric"]
+  run.table(
+    "leaderboard",
+    ["rank", "architecture", f"validation {metric}", "epochs", "parameters"],
+    [
+      [
+        str(rank),
+        record["arch"],
+        "failed" if record["score"] is None else f"{record['score']:.4f}",
+        str(record["epochs_run"]),
+        f"{record['num_params']:,}",
+      ]
+      for rank, record in enumerate(leaders, 1)
+    ],
+  )
+  names = {
+    "test_score": "best child, retrained",
+    "random_search_test_score": "random search's best, retrained",
+    "sklearn_test_score": "scikit-learn MLP",
+    "majority_test_score": "mean" if metric == "r2" else "majority class",
+  }
+  run.table(
+    f"test {metric}",
+    ["", metric],
+    [[name, f"{summary[k]:.4f}"] for k, name in names.items() if k in summary],
+  )

@@ -1,0 +1,36 @@
+"""MLPNAS on scikit-learn's handwritten digits: embedded, real, no download.
+
+Reproduces the survey's system (sections 4 and 5) on 1,797 images of 8 x 8 pixels.
+
+Command: python run.py --experiment=mlpnas_digits
+"""
+
+import dataclasses
+
+from experiments import common, common_run
+from nasjax.core.config import field
+from nasjax.data import embedded
+from nasjax.runtime import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which rows."""
+
+  name: str = field("digits", "scikit-learn's set", embedded.NAMES)
+  valid_fraction: float = field(0.2, "of the rows that are not test")
+  test_fraction: float = field(0.2, "of all rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.MLPNASConfig):
+  """Configuration of `mlpnas_digits`."""
+
+  data: DataConfig = DataConfig()
+
+
+def run(config: Config, run: Run) -> None:
+  """Runs the experiment."""
+  space = common.check(config)
+  dataset = embedded.load(seed=run.seed, **dataclasses.asdict(config.data))
+  common_run.run_mlpnas(config, run, dataset, space)

@@ -1,0 +1,46 @@
+"""MLPNAS on your own file: CSV, Parquet or npz.
+
+Categories, missing values and dates are handled; columns that only number the rows or
+give the answer away are warned of by name.
+
+Command:
+  python run.py --experiment=mlpnas_file --config.data.path=my.csv \
+    --config.data.target=quality
+"""
+
+import dataclasses
+
+from experiments import common, common_run
+from nasjax.core.config import field
+from nasjax.data import tabular_files
+from nasjax.runtime import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which rows."""
+
+  path: str | None = field(None, "the file")
+  target: str | None = field(None, "the column to predict (npz: the array, y)")
+  task: str = field(
+    "auto", "what the target is", ("auto", "binary", "multiclass", "regression")
+  )
+  drop: tuple[str, ...] = field((), "columns to leave out; (unnamed) is one")
+  valid_fraction: float = field(0.2, "of the rows that are not test")
+  test_fraction: float = field(0.2, "of all rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.MLPNASConfig):
+  """Configuration of `mlpnas_file`."""
+
+  data: DataConfig = DataConfig()
+
+
+def run(config: Config, run: Run) -> None:
+  """Runs the experiment."""
+  space = common.check(config)
+  options = dataclasses.asdict(config.data)
+  task = None if options["task"] == "auto" else options["task"]
+  dataset = tabular_files.load(seed=run.seed, **(options | {"task": task}))
+  common_run.run_mlpnas(config, run, dataset, space)

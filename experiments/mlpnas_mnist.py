@@ -1,0 +1,39 @@
+"""MLPNAS on MNIST, the standard split: the survey's main experiment, done right.
+
+Reproduces the survey's tables 1 to 4 (`--config.preset=table1` ... `table4`).
+
+Command: python run.py --experiment=mlpnas_mnist
+"""
+
+import dataclasses
+
+from experiments import common, common_run
+from nasjax.core.config import field
+from nasjax.data import tfds
+from nasjax.runtime import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which rows."""
+
+  data_dir: str | None = field(None, "where TFDS keeps prepared data (its default)")
+  manual_dir: str | None = field(None, "folder with the four original .gz files")
+  valid_fraction: float = field(0.2, "of the 60,000 rows that are not test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.MLPNASConfig):
+  """Configuration of `mlpnas_mnist`."""
+
+  data: DataConfig = DataConfig()
+
+
+PRESETS = common.presets("table1", "table2", "table3", "table4")
+
+
+def run(config: Config, run: Run) -> None:
+  """Runs the experiment."""
+  space = common.check(config)
+  dataset = tfds.load_mnist(seed=run.seed, **dataclasses.asdict(config.data))
+  common_run.run_mlpnas(config, run, dataset, space)

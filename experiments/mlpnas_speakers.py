@@ -1,0 +1,41 @@
+"""MLPNAS on who speaks, from cepstral frames: stands for the survey's 10 speakers.
+
+Reproduces the configuration of the survey's table 5 (`--config.preset=table5`); its
+recordings are not public, so the figures are of another set of speakers.
+
+Command: python run.py --experiment=mlpnas_speakers --config.data.path=speakers.npz
+"""
+
+import dataclasses
+
+from experiments import common, common_run
+from nasjax.core.config import field
+from nasjax.data import speakers
+from nasjax.runtime import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which rows."""
+
+  path: str | None = field(None, "npz with x, n_frames, speaker and maybe is_test")
+  segments: int = field(4, "spans that a recording is cut into")
+  valid_fraction: float = field(0.2, "of the rows that are not test")
+  test_fraction: float = field(0.2, "of all rows, without is_test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.MLPNASConfig):
+  """Configuration of `mlpnas_speakers`."""
+
+  data: DataConfig = DataConfig()
+
+
+PRESETS = common.presets("table5")
+
+
+def run(config: Config, run: Run) -> None:
+  """Runs the experiment."""
+  space = common.check(config)
+  dataset = speakers.load(seed=run.seed, **dataclasses.asdict(config.data))
+  common_run.run_mlpnas(config, run, dataset, space)

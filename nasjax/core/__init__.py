@@ -1,0 +1,1 @@
+"""Types, configuration, keys and tree helpers: imports no other nasjax module."""

@@ -1,0 +1,1 @@
+"""Performance estimation: how good a child is. Meets strategies in `search` only."""

@@ -1,0 +1,138 @@
+"""Estimation by really training every child, as the survey does (sections 4 and 5).
+
+A child's score is its validation metric over the epochs it was trained: by default the
+survey's mean weighted by the epoch's number, so that fast learners count for more.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasjax.core.types import Evaluation, InputError
+from nasjax.data.base import Dataset
+from nasjax.estimators.base import Estimator
+from nasjax.networks import mlp
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training import shared_weights
+from nasjax.training.losses import get_task
+from nasjax.training.population import (
+  Child,
+  Layout,
+  device_data,
+  population_trainer,
+)
+from nasjax.training.step import SCORES, Hyper
+
+
+def trained(
+  space: MLPChain,
+  dataset: Dataset,
+  *,
+  epochs: int = 10,
+  batch_size: int = 32,
+  learning_rate: float = 1e-3,
+  patience: int = 3,
+  score: str = "weighted",
+  one_shot: shared_weights.Rule = "off",
+  layout: Layout = "auto",
+  on_child: Callable[[int, Child, float], None] | None = None,
+) -> Estimator:
+  """Trains every child on the train split and scores it on the validation split.
+
+  Args:
+    space: the space of the genotypes.
+    dataset: the splits; `test` is not looked at.
+    epochs: T, at most.
+    batch_size: B.
+    learning_rate: Adam's.
+    patience: epochs without a lower validation loss before a child stops.
+    score: "weighted" (the survey's), "best" or "last" epoch.
+    one_shot: share weights by bigram, see `training.shared_weights`.
+    layout: see `training.population`.
+    on_child: called as `(i, child, score)` when child i of a round is done.
+
+  Returns:
+    An `Estimator` (host side). Its state is a `SharedWeights` table, empty without
+    one-shot. `Evaluation.info` has `epochs_run`, `num_params`, `flops`, `failure` and
+    `shared_layers`. The cost is in seconds of run time.
+
+  Raises:
+    InputError: for a score or a rule that does not exist.
+  """
+  if score not in SCORES:
+    raise InputError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
+  if one_shot not in ("off", "last", "best"):
+    raise InputError(f"unknown one-shot rule {one_shot!r}; there are off, last, best")
+  num_features, num_outputs = dataset.num_features, dataset.num_outputs
+  train = population_trainer(
+    space,
+    get_task(dataset.task),
+    device_data(dataset.train, dataset.valid),
+    num_outputs,
+    epochs=epochs,
+    batch_size=batch_size,
+    layout=layout,
+  )
+  score_of = jax.jit(SCORES[score])
+
+  def child_score(child: Child) -> float:
+    return float("nan") if child.failure else float(score_of(child.curve))
+
+  def init(key: jax.Array) -> shared_weights.SharedWeights:
+    del key
+    return shared_weights.empty()
+
+  def estimate(
+    key: jax.Array, state: Any, genotypes: np.ndarray, fidelity: int | None = None
+  ) -> tuple[Any, Evaluation]:
+    if fidelity not in (None, epochs):
+      raise InputError(
+        f"this estimator trains {epochs} epochs; build another one for {fidelity}"
+      )
+    shared_layers: dict[Any, int] = {}
+
+    def load(layers, fresh):
+      weights, shared_layers[layers] = shared_weights.load(state, layers, fresh)
+      return weights
+
+    def report(i: int, child: Child) -> None:
+      if on_child:
+        on_child(i, child, child_score(child))
+
+    children = train(
+      key,
+      genotypes,
+      Hyper(learning_rate, patience),
+      load=load if state.weights else None,
+      on_child=report,
+    )
+    scores = [child_score(child) for child in children]
+    if one_shot != "off":
+      trained_children = [
+        (child.layers, child.weights, value)
+        for child, value in zip(children, scores)
+        if child.weights is not None
+      ]
+      state = shared_weights.store(state, trained_children, one_shot)
+    info = {
+      "epochs_run": [child.epochs_run for child in children],
+      "num_params": [
+        mlp.num_params(child.layers, num_features, num_outputs) for child in children
+      ],
+      "flops": [
+        mlp.flops(child.layers, num_features, num_outputs) for child in children
+      ],
+      "failure": [child.failure for child in children],
+      "shared_layers": [shared_layers.get(child.layers, 0) for child in children],
+    }
+    evaluation = Evaluation(
+      score=np.asarray(scores, np.float32),
+      cost=np.asarray([child.seconds for child in children], np.float32),
+      curve=np.stack([child.curve for child in children]),
+      info=info,
+    )
+    return state, evaluation
+
+  return Estimator(init, estimate)

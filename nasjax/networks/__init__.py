@@ -1,0 +1,1 @@
+"""Children and supernets as pure `init` and `apply` functions."""

@@ -1,0 +1,1 @@
+"""What a run leaves: records, metrics, analysis, plots, report, the exported child."""

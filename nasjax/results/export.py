@@ -1,0 +1,76 @@
+"""The best child as files that anything can read: JSON and npz, no pickle."""
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nasjax.core.types import InputError
+from nasjax.results import records
+
+
+class Exported(NamedTuple):
+  """What `best/` holds.
+
+  Attributes:
+    description: `genotype.json`: genotype, arch, space, task, metrics.
+    weights: arrays by name, `layer_0/kernel` and so on.
+    preprocessing: see `data.preprocessing`.
+  """
+
+  description: dict[str, Any]
+  weights: dict[str, np.ndarray]
+  preprocessing: dict[str, Any]
+
+
+def save_best(
+  folder: str | os.PathLike,
+  *,
+  genotype: list[int],
+  arch: str,
+  space: dict[str, Any],
+  task: str,
+  weights: dict[str, np.ndarray],
+  preprocessing: dict[str, Any],
+  metrics: dict[str, float],
+) -> None:
+  """Writes `genotype.json`, `weights.npz` and `preprocessing.json`, each atomically."""
+  target = pathlib.Path(folder)
+  target.mkdir(parents=True, exist_ok=True)
+  buffer = io.BytesIO()
+  np.savez(buffer, **weights)  # type: ignore[arg-type]
+  records.write_bytes(target / "weights.npz", buffer.getvalue())
+  records.write_json(target / "preprocessing.json", preprocessing)
+  records.write_json(
+    target / "genotype.json",
+    {
+      "genotype": genotype,
+      "arch": arch,
+      "space": space,
+      "task": task,
+      "metrics": metrics,
+    },
+  )
+
+
+def load_best(folder: str | os.PathLike) -> Exported:
+  """Reads what `save_best` wrote.
+
+  Raises:
+    InputError: a file is missing or is not what it should be.
+  """
+  source = pathlib.Path(folder)
+  try:
+    description = json.loads((source / "genotype.json").read_text(encoding="utf-8"))
+    fitted = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
+    with np.load(source / "weights.npz", allow_pickle=False) as archive:
+      weights = {name: archive[name] for name in archive.files}
+  except FileNotFoundError as error:
+    raise InputError(f"no model in {source}: {error.filename} is missing") from None
+  except (ValueError, OSError, zipfile.BadZipFile) as error:
+    raise InputError(f"the model in {source} cannot be read: {error}") from None
+  return Exported(description, weights, fitted)

@@ -1,0 +1,98 @@
+"""JSON lines, one a child, and atomic writes of whole files."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+_LOG = logging.getLogger(__name__)
+
+
+def plain(value: Any) -> Any:
+  """A value as JSON has it: numpy becomes Python, what is not finite becomes null."""
+  if isinstance(value, dict):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if isinstance(value, np.ndarray):
+    return plain(value.tolist())
+  if isinstance(value, np.generic):
+    return plain(value.item())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+class RecordWriter:
+  """Appends one JSON line per `write`, flushed, so that a crash loses none."""
+
+  def __init__(self, path: str | os.PathLike):
+    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Appends a record."""
+    self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def __enter__(self) -> "RecordWriter":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The records of a file; none when it is absent.
+
+  A last line that was cut short (the process was killed in mid-write) is left out, with
+  a warning.
+
+  Raises:
+    ValueError: a line before the last one is no JSON.
+  """
+  try:
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  except FileNotFoundError:
+    return []
+  records = []
+  for number, line in enumerate(lines, 1):
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      if number < len(lines):
+        raise ValueError(f"{path}, line {number} is no JSON") from None
+      _LOG.warning("%s: the last line was cut short and is left out", path)
+  return records
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+  """Writes a whole file or nothing: to a neighbour first, then renamed."""
+  target = pathlib.Path(path)
+  descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      file.write(data)
+    os.chmod(temporary, 0o644)  # mkstemp is for the owner alone
+    os.replace(temporary, target)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """`write_bytes` of UTF-8 text."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """`write_text` of indented JSON; what is not finite becomes null."""
+  write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,349 @@
+"""A run: its directory, what it prints, what it compiled, where it ran."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import rich.console
+import rich.markup
+import rich.progress
+import rich.table
+import rich.text
+
+import nasjax
+from nasjax.core import config as config_lib
+from nasjax.core.types import InputError
+from nasjax.results import records as records_lib
+from nasjax.results.metrics import MetricsWriter
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+# What a run writes beside config.json; a new run removes these and nothing else.
+_FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
+_LOG = "log.txt"
+_RECORDS = ("records", "control_records")
+_BEST = ("genotype.json", "weights.npz", "preprocessing.json")
+_LOG_EVERY_SECONDS = 5.0
+
+
+class _Compiles:
+  """Counts what XLA compiles in this process, from JAX's own events."""
+
+  def __init__(self):
+    self.count = 0
+    self.seconds = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, duration_secs: float, **_) -> None:
+    if event == _COMPILE_EVENT:
+      self.count += 1
+      self.seconds += duration_secs
+
+
+_COMPILES = _Compiles()  # JAX keeps a listener for good: one per process
+
+
+class CompileCounter:
+  """`with CompileCounter() as c: ...; c.count` is what was compiled inside."""
+
+  count = 0
+  seconds = 0.0
+
+  def __enter__(self) -> "CompileCounter":
+    self._before = (_COMPILES.count, _COMPILES.seconds)
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.count = _COMPILES.count - self._before[0]
+    self.seconds = _COMPILES.seconds - self._before[1]
+
+
+def environment() -> dict[str, str]:
+  """Versions and machine, for the report."""
+  packages = ("jax", "flax", "optax", "numpy", "scikit-learn")
+  devices = jax.devices()
+  return {
+    "nasjax": nasjax.__version__,
+    **{name: importlib.metadata.version(name) for name in packages},
+    "python": platform.python_version(),
+    "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    "devices": f"{len(devices)} x {devices[0].device_kind}",
+  }
+
+
+class _Progress:
+  """What `Run.progress` gives: call `update` as children are done."""
+
+  def __init__(self, run: "Run", total: int, label: str, bar=None, task=None):
+    self._run, self._total, self._label = run, total, label
+    self._bar, self._task = bar, task
+    self._start = time.monotonic()
+    self._logged = self._start
+
+  def update(self, done: int, **fields: Any) -> None:
+    """Shows that `done` of the total are done, beside any fields."""
+    details = [f"{name} {value}" for name, value in fields.items()]
+    if self._bar is not None:
+      self._bar.update(self._task, completed=done, detail=", ".join(details))
+      return
+    now = time.monotonic()
+    if now - self._logged < _LOG_EVERY_SECONDS and done < self._total:
+      return
+    self._logged = now
+    left = (now - self._start) / max(done, 1) * (self._total - done)
+    parts = [f"{done}/{self._total} children", *details, f"{left:.0f} s left"]
+    self._run.log(f"{self._label}: {', '.join(parts)}")
+
+
+class Run:
+  """One run of one experiment in its directory.
+
+  Attributes:
+    workdir: the directory.
+    experiment: its name.
+    seed: of everything random.
+    smoke: whether this is the seconds-long version.
+    config: the experiment's config, as `config.to_dict` gives it.
+    command: how to run it again.
+    already_finished: the directory holds this very run, finished; nothing was touched.
+    interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
+      the KeyboardInterrupt through need not.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    experiment: str,
+    seed: int,
+    smoke: bool,
+    config: dict[str, Any],
+    command: str,
+  ):
+    self.workdir = workdir
+    self.experiment = experiment
+    self.seed = seed
+    self.smoke = smoke
+    self.config = config
+    self.command = command
+    self.already_finished = False
+    self.interrupted = False
+    self._console = rich.console.Console(highlight=False, soft_wrap=True)
+    self._compiles = (_COMPILES.count, _COMPILES.seconds)
+    self._metrics: MetricsWriter | None = None
+
+  @property
+  def key(self) -> jax.Array:
+    """The run's typed key."""
+    return jax.random.key(self.seed)
+
+  def log(self, message: str) -> None:
+    """One line for the user, above the progress bar, and into `log.txt`."""
+    message = " ".join(message.splitlines())
+    now = datetime.datetime.now().strftime("%H:%M:%S")
+    if self._console.is_terminal:
+      self._console.print(message, markup=False)
+    else:
+      print(f"{now} {message}", flush=True)
+    with open(self.workdir / _LOG, "a", encoding="utf-8") as file:
+      file.write(f"{now} {message}\n")
+
+  def warn(self, message: str) -> None:
+    """A line that the user should not miss."""
+    self.log(f"warning: {message}")
+
+  @contextlib.contextmanager
+  def progress(self, total: int, label: str) -> Iterator[_Progress]:
+    """Progress over `total` children: a bar in a terminal, log lines elsewhere."""
+    if not self._console.is_terminal:
+      yield _Progress(self, total, label)
+      return
+    columns = (
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TextColumn("{task.fields[detail]}", markup=False),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TextColumn("left"),
+      rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=self._console) as bar:
+      task = bar.add_task(label, total=total, detail="compiling")
+      yield _Progress(self, total, label, bar, task)
+
+  def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Prints a table; plain aligned text without a terminal."""
+    if self._console.is_terminal:
+      table = rich.table.Table(title=rich.markup.escape(title), title_justify="left")
+      for name in columns:
+        table.add_column(rich.markup.escape(name))
+      for row in rows:
+        table.add_row(*map(rich.text.Text, row))
+      self._console.print(table)
+      return
+    widths = [max(map(len, column)) for column in zip(columns, *rows)]
+    print(f"\n{title}")
+    for row in (columns, *rows):
+      print("  " + "  ".join(map(str.ljust, row, widths)).rstrip(), flush=True)
+
+  def records(self, name: str = "records") -> records_lib.RecordWriter:
+    """A writer of `<name>.jsonl`."""
+    return records_lib.RecordWriter(self.workdir / f"{name}.jsonl")
+
+  def read_records(self, name: str = "records") -> list[dict[str, Any]]:
+    """What was recorded so far."""
+    return records_lib.read(self.workdir / f"{name}.jsonl")
+
+  @property
+  def metrics(self) -> MetricsWriter:
+    """The writer of `metrics.jsonl` and TensorBoard's event files."""
+    if self._metrics is None:
+      self._metrics = MetricsWriter(self.workdir)
+    return self._metrics
+
+  def write_summary(self, summary: dict[str, Any]) -> None:
+    """Writes `summary.json` atomically."""
+    records_lib.write_json(self.workdir / "summary.json", summary)
+
+  def read_summary(self) -> dict[str, Any]:
+    """`summary.json`, or nothing while there is none."""
+    return _read_json(self.workdir / "summary.json")
+
+  def compile_stats(self) -> tuple[int, float]:
+    """Programs compiled since the run began, and the seconds they took."""
+    count, seconds = self._compiles
+    return _COMPILES.count - count, _COMPILES.seconds - seconds
+
+  def close(self) -> None:
+    """Flushes what is buffered."""
+    if self._metrics is not None:
+      self._metrics.close()
+
+
+def open_run(
+  workdir: str | os.PathLike,
+  experiment: str,
+  seed: int,
+  config: Any,
+  *,
+  smoke: bool = False,
+  overwrite: bool = False,
+  command: str = "",
+) -> Run:
+  """Makes or reopens a run directory.
+
+  Args:
+    workdir: the directory; made when absent.
+    experiment: the experiment's name.
+    seed: the run's seed.
+    config: the experiment's frozen dataclass.
+    smoke: whether it is the smoke version.
+    overwrite: throw away a run that is there (only files that a run writes).
+    command: kept for the report.
+
+  Returns:
+    The `Run`. A finished run of the same config is left alone and marked
+    `already_finished`; an unfinished one starts again, its records kept under a number.
+
+  Raises:
+    InputError: the directory holds something else, or cannot be written; nothing in it
+      was touched.
+  """
+  folder = pathlib.Path(workdir)
+  identity: dict[str, Any] = {
+    "experiment": experiment,
+    "seed": seed,
+    "smoke": smoke,
+    "fingerprint": config_lib.fingerprint(config),
+    "config": config_lib.to_dict(config),
+  }
+  run = Run(folder, experiment, seed, smoke, identity["config"], command)
+  kept: list[str] = []
+  try:
+    before = _read_before(folder)
+    if before and not overwrite:
+      _check_same(folder, before, identity)
+      if run.read_summary().get("status") == "finished":
+        run.already_finished = True
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
+    if before:
+      kept = [] if overwrite else _keep_records(folder)
+      _clear(folder, everything=overwrite)
+    records_lib.write_json(folder / "config.json", identity)
+  except OSError as error:
+    raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
+  if before and not overwrite:
+    names = f"; the records so far are kept as {', '.join(kept)}" if kept else ""
+    run.log(f"an unfinished run was here; it starts again{names}")
+  return run
+
+
+def _read_before(folder: pathlib.Path) -> dict[str, Any]:
+  """The `config.json` of the run that the folder holds; nothing if it is new."""
+  if folder.exists() and not folder.is_dir():
+    raise InputError(f"--workdir {folder} is a file; give a folder")
+  before = _read_json(folder / "config.json")
+  # Many tools write a config.json: one that names no experiment is not ours to replace.
+  is_run = {"experiment", "seed", "config"} <= before.keys()
+  if not is_run and folder.is_dir() and any(folder.iterdir()):
+    raise InputError(f"--workdir {folder} is not empty and holds no run; give another")
+  return before
+
+
+def _check_same(folder: pathlib.Path, before: dict, identity: dict) -> None:
+  # Equal configs have equal fingerprints: it would say nothing to the user.
+  found = {**before, "fingerprint": identity["fingerprint"]}
+  differing = config_lib.differences(found, identity)
+  if differing:
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise InputError(
+      f"--workdir {folder} holds another run ({'; '.join(differing[:3])}{more}); "
+      "give another folder, or --overwrite"
+    )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise InputError(f"{path} is not JSON: {error}") from None
+  if not isinstance(values, dict):
+    raise InputError(f"{path} holds no JSON object")
+  return values
+
+
+def _keep_records(folder: pathlib.Path) -> list[str]:
+  kept = []
+  for name in _RECORDS:
+    path = folder / f"{name}.jsonl"
+    if path.exists() and path.stat().st_size:
+      number = 1
+      while (folder / f"{name}.{number}.jsonl").exists():
+        number += 1
+      path.rename(folder / f"{name}.{number}.jsonl")
+      kept.append(f"{name}.{number}.jsonl")
+  return kept
+
+
+def _clear(folder: pathlib.Path, everything: bool) -> None:
+  """Removes what the run before wrote; its log and kept records only on request."""
+  paths = [folder / name for name in _FILES]
+  paths += [folder / f"{name}.jsonl" for name in _RECORDS]
+  paths += [folder / "best" / name for name in _BEST]
+  paths += (folder / "tensorboard").glob("events.out.tfevents.*")
+  if everything:
+    paths.append(folder / _LOG)
+    for name in _RECORDS:
+      numbered = folder.glob(f"{name}.*.jsonl")
+      paths += [path for path in numbered if path.suffixes[0][1:].isdigit()]
+  for path in paths:
+    path.unlink(missing_ok=True)

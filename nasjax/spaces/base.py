@@ -1,0 +1,76 @@
+"""What a search space of sequential decisions offers, and how to sample from it."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Space(Protocol):
+  """A space of genotypes `[D]` int32 whose decisions are made from left to right.
+
+  Attributes:
+    length: D, the number of decisions.
+    num_tokens: K, the number of choices of a decision (illegal ones are masked).
+    size: how many different legal genotypes there are.
+  """
+
+  @property
+  def length(self) -> int: ...  # noqa: D102
+
+  @property
+  def num_tokens(self) -> int: ...  # noqa: D102
+
+  @property
+  def size(self) -> int: ...  # noqa: D102
+
+  def log_prior(self, genotype: jax.Array, position: jax.Array | int) -> jax.Array:
+    """Log-probability of each choice at `position` before anything is learned.
+
+    Args:
+      genotype: `[D]` int32 of which the decisions before `position` are made.
+      position: scalar, which decision is next.
+
+    Returns:
+      `[K]` normalised log-probabilities; `-inf` marks an illegal choice, which is the
+      only way a space says what is legal.
+    """
+
+  def is_legal(self, genotype: jax.Array) -> jax.Array:
+    """Whether a genotype `[D]` is in the space (scalar bool)."""
+
+  def describe(self, genotype: Any) -> str:
+    """The architecture in words."""
+
+  def parse(self, text: str) -> Any:
+    """The genotype `[D]` of an architecture in words; the inverse of `describe`."""
+
+
+def sample(space: Space, key: jax.Array) -> jax.Array:
+  """Draws one genotype from the space's prior; legal by construction, no rejection.
+
+  Args:
+    space: the space.
+    key: typed key.
+
+  Returns:
+    `[D]` int32.
+  """
+
+  def decide(genotype, position):
+    token = jax.random.categorical(
+      jax.random.fold_in(key, position), space.log_prior(genotype, position)
+    )
+    return genotype.at[position].set(token.astype(jnp.int32)), None
+
+  start = jnp.zeros(space.length, jnp.int32)
+  return jax.lax.scan(decide, start, jnp.arange(space.length))[0]
+
+
+def log_prob(space: Space, genotype: jax.Array) -> jax.Array:
+  """Log-probability (scalar) of a genotype `[D]` under the space's prior."""
+
+  def one(position):
+    return space.log_prior(genotype, position)[genotype[position]]
+
+  return jax.vmap(one)(jnp.arange(space.length)).sum()

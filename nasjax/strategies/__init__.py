@@ -1,0 +1,1 @@
+"""Search strategies: which child is tried next. No networks, no training here."""

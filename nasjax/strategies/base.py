@@ -1,0 +1,128 @@
+"""The protocol of discrete strategies, and the draw of children not tried before."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nasjax.spaces import base
+from nasjax.spaces.base import Space
+
+
+class Strategy(NamedTuple):
+  """A search strategy as three pure, jittable functions.
+
+  Attributes:
+    init: `(key) -> state`.
+    ask: `(key, state) -> (genotypes [P, D] int32, state)`.
+    tell: `(key, state, genotypes [P, D], scores [P]) -> (state, info)`; a higher score
+      is better and a non-finite one is a failed child. `info` is a dict of scalars and
+      `[P]` arrays for the log.
+  """
+
+  init: Callable[[jax.Array], Any]
+  ask: Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+  tell: Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[Any, dict[str, Any]]]
+
+
+class History(NamedTuple):
+  """What was tried so far, in a fixed number of rows; the oldest make room.
+
+  Attributes:
+    genotypes: `[N, D]` int32; rows at and after `count` are -1, no genotype.
+    scores: `[N]`; NaN where failed or empty.
+    count: scalar int32, how many were ever added.
+  """
+
+  genotypes: jax.Array
+  scores: jax.Array
+  count: jax.Array
+
+
+def empty_history(capacity: int, length: int) -> History:
+  """A history of `capacity` rows for genotypes of `length` decisions."""
+  return History(
+    genotypes=jnp.full((capacity, length), -1, jnp.int32),
+    scores=jnp.full(capacity, jnp.nan),
+    count=jnp.int32(0),
+  )
+
+
+def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> History:
+  """The history with `genotypes [P, D]` and `scores [P]` added."""
+  capacity = history.scores.shape[0]
+  rows = (history.count + jnp.arange(genotypes.shape[0])) % capacity
+  return History(
+    genotypes=history.genotypes.at[rows].set(genotypes),
+    scores=history.scores.at[rows].set(scores),
+    count=history.count + genotypes.shape[0],
+  )
+
+
+def sample_new(
+  key: jax.Array,
+  sampler: Callable[[jax.Array], jax.Array],
+  space: Space,
+  history: History,
+  population: int,
+  *,
+  oversample: int = 4,
+  max_tries: int = 16,
+) -> jax.Array:
+  """Draws a population without repeats, among itself and against the history.
+
+  Takes the first `population` new genotypes out of `oversample * population` draws;
+  while that leaves places empty, draws again, alternating between the sampler and the
+  space's prior (a policy that has collapsed would only repeat itself). After
+  `max_tries` draws the places that are left hold repeats: the space is as good as
+  exhausted, and the search loop, which sees them, decides.
+
+  Args:
+    key: typed key.
+    sampler: `(key) -> genotype [D]`, the policy's own draw.
+    space: for its prior.
+    history: what not to repeat.
+    population: P.
+    oversample: draws per place and try.
+    max_tries: when to give up.
+
+  Returns:
+    `[P, D]` int32.
+  """
+  num_draws = oversample * population
+
+  def prior(key):
+    return base.sample(space, key)
+
+  def draw(state):
+    found, num_found, tries = state
+    keys = jax.random.split(jax.random.fold_in(key, tries), num_draws)
+    drawn = jax.lax.cond(
+      tries % 2 == 0, jax.vmap(sampler), jax.vmap(prior), keys
+    ).astype(jnp.int32)
+    taken = jnp.concatenate([history.genotypes, found, drawn])
+    same = (drawn[:, None] == taken[None]).all(-1)
+    # A draw is new if nothing before it in `taken` equals it.
+    before = jnp.arange(taken.shape[0])[None] < (
+      taken.shape[0] - num_draws + jnp.arange(num_draws)[:, None]
+    )
+    new = ~(same & before).any(-1)
+    place = jnp.where(new, num_found + jnp.cumsum(new) - 1, population)
+    found = found.at[place].set(drawn, mode="drop")
+    return found, jnp.minimum(num_found + new.sum(), population), tries + 1
+
+  def unfinished(state):
+    _, num_found, tries = state
+    return (num_found < population) & (tries < max_tries)
+
+  nothing = jnp.full((population, space.length), -1, jnp.int32)
+  found, num_found, _ = jax.lax.while_loop(
+    unfinished, draw, (nothing, jnp.int32(0), jnp.int32(0))
+  )
+  # Repeats, but legal ones, where nothing new was left.
+  fill = jax.vmap(prior)(
+    jax.random.split(jax.random.fold_in(key, max_tries), population)
+  )
+  is_new = (jnp.arange(population) < num_found)[:, None]
+  return jnp.where(is_new, found, fill)

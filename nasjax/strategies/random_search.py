@@ -1,0 +1,48 @@
+"""Random search: draws from the space's prior, without repeats. The control.
+
+Bergstra and Bengio, "Random search for hyper-parameter optimization", JMLR 2012; every
+strategy here is compared with it at equal budget.
+"""
+
+import jax
+
+from nasjax.spaces import base
+from nasjax.spaces.base import Space
+from nasjax.strategies.base import (
+  History,
+  Strategy,
+  empty_history,
+  remember,
+  sample_new,
+)
+
+
+def random_search(
+  space: Space, *, population: int = 10, max_evaluations: int = 1000
+) -> Strategy:
+  """Random search.
+
+  Args:
+    space: the space.
+    population: P, children of a round.
+    max_evaluations: how many children are remembered so as not to repeat them.
+
+  Returns:
+    A `Strategy` whose state is a `History`. Failed children are remembered like any.
+  """
+
+  def init(key: jax.Array) -> History:
+    del key
+    return empty_history(max_evaluations, space.length)
+
+  def ask(key, history):
+    def prior(key):
+      return base.sample(space, key)
+
+    return sample_new(key, prior, space, history, population), history
+
+  def tell(key, history, genotypes, scores):
+    del key
+    return remember(history, genotypes, scores), {}
+
+  return Strategy(init, ask, tell)

@@ -1,0 +1,221 @@
+"""REINFORCE with an LSTM controller, the survey's search strategy (MLPNAS).
+
+Williams, "Simple statistical gradient-following algorithms for connectionist
+reinforcement learning", 1992; Zoph and Le 2017; the survey's sections 4.1, 4.2 and
+appendix A.
+
+Per round of P children with rewards r_i, advantages A_i = r_i - b and decisions a_it:
+
+  (1)  L = -1/P sum_i A_i sum_t gamma^(T_i - t) log pi(a_it | a_i,<t) - beta H
+  (2)  b <- m b + (1 - m) mean_i r_i            (b starts at the first round's mean)
+  (3)  r_i = score_i + c |prediction_i - score_i|            (adversarial part)
+  (4)  L_predictor = mean over all measured children of (prediction - score)^2
+
+Differences from the survey's program (ALGORITHMS 3.1 lists its bugs): the loss selects
+the decision that was drawn; every decision gets credit; discounting runs within a
+sequence; the baseline is not cancelled by a z-score; Adam's state lives on across
+rounds; the gradient is clipped by its global norm (Keras clips each variable's).
+
+A failed child (non-finite score) enters neither the gradient nor the baseline nor the
+predictor; the history keeps it, so it is not drawn again.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nasjax.core.types import InputError
+from nasjax.spaces.base import Space
+from nasjax.strategies.base import (
+  History,
+  Strategy,
+  empty_history,
+  remember,
+  sample_new,
+)
+from nasjax.strategies.controller import Controller, lstm_controller
+
+
+class ReinforceState(NamedTuple):
+  """State of REINFORCE.
+
+  Attributes:
+    params: of the controller.
+    optimizer: Adam's state.
+    baseline: scalar b of equation (2).
+    history: every child so far.
+  """
+
+  params: Any
+  optimizer: Any
+  baseline: jax.Array
+  history: History
+
+
+def policy_loss(
+  controller: Controller,
+  params: Any,
+  genotypes: jax.Array,
+  advantages: jax.Array,
+  *,
+  discount: float = 1.0,
+  entropy: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Equation (1).
+
+  Args:
+    controller: the policy.
+    params: its parameters.
+    genotypes: `[P, D]` int32, drawn from the policy.
+    advantages: `[P]`; 0 leaves a child out.
+    discount: gamma; 1 gives every decision the full advantage.
+    entropy: beta.
+
+  Returns:
+    The loss, and the mean entropy of a sequence (nats).
+  """
+  log_p_PD, entropy_PD, is_choice_PD = jax.vmap(controller.log_probs, (None, 0))(
+    params, genotypes
+  )
+  # T_i counts real decisions, so that the padding after the end discounts nothing.
+  length_P1 = is_choice_PD.sum(-1, keepdims=True)
+  steps_left_PD = jnp.maximum(length_P1 - 1 - jnp.arange(genotypes.shape[1])[None], 0)
+  returns_PD = advantages[:, None] * discount**steps_left_PD
+  mean_entropy = entropy_PD.sum(-1).mean()
+  loss = -(returns_PD * log_p_PD).sum(-1).mean() - entropy * mean_entropy
+  return loss, mean_entropy
+
+
+def reinforce(
+  space: Space,
+  *,
+  population: int = 10,
+  max_evaluations: int = 1000,
+  hidden: int = 128,
+  learning_rate: float = 0.01,
+  learning_rate_decay: float = 0.1,
+  clip_norm: float = 1.0,
+  updates: int = 10,
+  baseline_decay: float = 0.9,
+  fixed_baseline: float | None = None,
+  normalize: bool = True,
+  discount: float = 1.0,
+  entropy: float = 0.0,
+  predictor: float = 1.0,
+  adversarial: float = 0.0,
+) -> Strategy:
+  """REINFORCE with the LSTM controller; defaults are the survey's where it has one.
+
+  Args:
+    space: the space.
+    population: P, children of a round.
+    max_evaluations: N, children remembered for repeats and for the predictor.
+    hidden: units of the controller.
+    learning_rate: Adam's.
+    learning_rate_decay: d; update i uses `learning_rate / (1 + d i)`, as Keras does.
+    clip_norm: largest global norm of a gradient.
+    updates: gradient steps on each round's children.
+    baseline_decay: m of equation (2).
+    fixed_baseline: the survey's 0.5, instead of equation (2).
+    normalize: divide advantages by the root of their mean square, so that rewards
+      which differ in the third decimal still teach.
+    discount: gamma of equation (1).
+    entropy: beta of equation (1).
+    predictor: weight of equation (4); 0 leaves the accuracy predictor out.
+    adversarial: c of equation (3); 0 is off.
+
+  Returns:
+    A `Strategy`; `info` has `baseline`, `loss`, `entropy`, `learning_rate`,
+    `predictor_loss` and, with a predictor, `predicted [P]`: the scores predicted before
+    anything was learned from this round.
+
+  Raises:
+    InputError: when the adversarial part is asked for without a predictor.
+  """
+  if adversarial and not predictor:
+    raise InputError("strategy.adversarial needs the accuracy predictor: predictor > 0")
+  controller = lstm_controller(space, hidden=hidden)
+
+  def schedule(step):
+    return learning_rate / (1.0 + learning_rate_decay * step)
+
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(clip_norm), optax.adam(schedule, eps=1e-7)
+  )
+  predict_all = jax.vmap(controller.predict, in_axes=(None, 0))
+
+  def init(key: jax.Array) -> ReinforceState:
+    params = controller.init(key)
+    return ReinforceState(
+      params=params,
+      optimizer=optimizer.init(params),
+      baseline=jnp.float32(jnp.nan),
+      history=empty_history(max_evaluations, space.length),
+    )
+
+  def ask(key, state):
+    def draw(key):
+      return controller.sample(state.params, key)
+
+    return sample_new(key, draw, space, state.history, population), state
+
+  def predictor_loss(params, history):  # (4)
+    measured = jnp.isfinite(history.scores)
+    genotypes = jnp.maximum(history.genotypes, 0)  # empty rows are masked below
+    target = jnp.where(measured, jnp.clip(history.scores, 0.0, 1.0), 0.0)
+    error = jnp.square(predict_all(params, genotypes) - target)
+    return jnp.where(measured, error, 0.0).sum() / jnp.maximum(measured.sum(), 1)
+
+  def tell(key, state, genotypes, scores):
+    del key
+    measured = jnp.isfinite(scores)
+    # R2 has no lower bound; one hopeless child must not drown the others.
+    scores = jnp.where(measured, jnp.clip(scores, -1.0, 1.0), jnp.nan)
+    history = remember(state.history, genotypes, scores)
+    reward = jnp.where(measured, scores, 0.0)
+    info = {}
+    if predictor:
+      info["predicted"] = predict_all(state.params, genotypes)
+      reward = reward + adversarial * jnp.abs(info["predicted"] - reward)  # (3)
+    count = jnp.maximum(measured.sum(), 1)
+    mean = jnp.where(measured, reward, 0.0).sum() / count
+    if fixed_baseline is None:
+      baseline = jnp.where(jnp.isnan(state.baseline), mean, state.baseline)
+      moved = baseline_decay * baseline + (1.0 - baseline_decay) * mean  # (2)
+      next_baseline = jnp.where(measured.any(), moved, state.baseline)
+    else:
+      baseline = next_baseline = jnp.float32(fixed_baseline)
+    advantage = jnp.where(measured, reward - baseline, 0.0)
+    if normalize:
+      scale = jnp.sqrt(jnp.square(advantage).sum() / count)
+      advantage = advantage / (scale + 1e-6)
+
+    def loss_fn(params):
+      loss, mean_entropy = policy_loss(  # (1)
+        controller, params, genotypes, advantage, discount=discount, entropy=entropy
+      )
+      fit = predictor_loss(params, history) if predictor else jnp.float32(0)
+      return loss + predictor * fit, (loss, mean_entropy, fit)
+
+    def update(carry, _):
+      params, opt_state = carry
+      gradient, report = jax.grad(loss_fn, has_aux=True)(params)
+      step, opt_state = optimizer.update(gradient, opt_state)
+      return (optax.apply_updates(params, step), opt_state), report
+
+    (params, opt_state), reports = jax.lax.scan(
+      update, (state.params, state.optimizer), length=updates
+    )
+    loss, mean_entropy, fit = (report[-1] for report in reports)
+    info |= {
+      "baseline": baseline,
+      "loss": loss,
+      "entropy": mean_entropy,
+      "predictor_loss": fit,
+      "learning_rate": schedule(history.count // population * updates),
+    }
+    return ReinforceState(params, opt_state, next_baseline, history), info
+
+  return Strategy(init, ask, tell)

@@ -1,0 +1,1 @@
+"""How children learn: losses, the training program, populations, shared weights."""

@@ -1,0 +1,122 @@
+"""Retraining: the chosen architecture from scratch, then the one look at the test rows.
+
+The survey trains its winner for 50 epochs in batches of 64 with patience 6. Its program
+stopped on a slice that the search had already scored children on; here the train and
+validation rows are pooled and a fresh slice, drawn from the seed, decides when to stop.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from nasjax.data.base import Dataset, Split
+from nasjax.networks import mlp
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training.losses import get_task
+from nasjax.training.population import device_data, population_trainer
+from nasjax.training.step import Hyper, predict
+
+
+class Retrained(NamedTuple):
+  """A network worth keeping.
+
+  Attributes:
+    weights: exact weights, None when training failed.
+    test_score: the task's metric on the test split; NaN when training failed.
+    test_loss: mean loss there.
+    curve: `[T]` metric on the stopping slice.
+    epochs_run: how many epochs ran.
+    seconds: run time, compilation apart.
+    failure: why it failed, or None.
+  """
+
+  weights: mlp.Weights | None
+  test_score: float
+  test_loss: float
+  curve: np.ndarray
+  epochs_run: int
+  seconds: float
+  failure: str | None
+
+
+def pooled(dataset: Dataset) -> Split:
+  """The train and validation rows together: all that may be learned from."""
+  return Split(
+    np.concatenate([dataset.train.x, dataset.valid.x]),
+    np.concatenate([dataset.train.y, dataset.valid.y]),
+  )
+
+
+def retrain(
+  key: jax.Array,
+  space: MLPChain,
+  dataset: Dataset,
+  genotype: np.ndarray,
+  *,
+  epochs: int = 50,
+  batch_size: int = 64,
+  learning_rate: float = 1e-3,
+  patience: int = 6,
+  stop_fraction: float = 0.1,
+  seed: int = 0,
+) -> Retrained:
+  """Trains one architecture from fresh weights and tests it once.
+
+  Args:
+    key: typed key.
+    space: the space of the genotype.
+    dataset: all three splits.
+    genotype: `[D]` int32.
+    epochs: at most.
+    batch_size: rows of a step.
+    learning_rate: Adam's.
+    patience: epochs without a lower loss on the stopping slice before the end.
+    stop_fraction: part of the pooled rows that is the stopping slice.
+    seed: draws that slice (stratified, for classes).
+
+  Returns:
+    A `Retrained`.
+  """
+  pool = pooled(dataset)
+  task = get_task(dataset.task)
+  fit_rows, stop_rows = train_test_split(
+    np.arange(len(pool.y)),
+    test_size=max(stop_fraction, (dataset.num_classes or 1) / len(pool.y)),
+    random_state=seed,
+    stratify=None if dataset.task == "regression" else pool.y,
+  )
+  train = population_trainer(
+    space,
+    task,
+    device_data(
+      (pool.x[fit_rows], pool.y[fit_rows]), (pool.x[stop_rows], pool.y[stop_rows])
+    ),
+    dataset.num_outputs,
+    epochs=epochs,
+    batch_size=batch_size,
+    layout="exact",
+  )
+  (child,) = train(key, np.asarray(genotype)[None], Hyper(learning_rate, patience))
+  score = loss = float("nan")
+  if child.weights is not None:
+    outputs = test_outputs(child.weights, child.layers, dataset.test.x)
+    score = float(task.metric(outputs, dataset.test.y))
+    loss = float(task.loss(outputs, dataset.test.y).mean())
+  return Retrained(
+    weights=child.weights,
+    test_score=score,
+    test_loss=loss,
+    curve=child.curve,
+    epochs_run=child.epochs_run,
+    seconds=child.seconds,
+    failure=child.failure,
+  )
+
+
+def test_outputs(weights: mlp.Weights, layers, x: np.ndarray) -> jax.Array:
+  """Outputs `[N, C]` of an exact network on rows `[N, F]`."""
+  return jax.jit(lambda w, x: predict(lambda part: mlp.apply(w, layers, part), x))(
+    weights, x
+  )

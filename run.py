@@ -1,0 +1,199 @@
+"""Runs an experiment: `python run.py --experiment=mlpnas_digits`.
+
+Flags:
+  --experiment=NAME   which one; without it, and with --help, the list of them
+  --workdir=FOLDER    where everything goes (default runs/NAME)
+  --seed=0            of everything random
+  --smoke             the seconds-long version
+  --overwrite         throw away a run that is in the folder already
+  --config.FIELD=...  any field of the experiment's config; --help lists them
+"""
+
+import ast
+import difflib
+import importlib
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from nasjax.core import config as config_lib
+from nasjax.core.types import InputError
+
+_EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
+_INTERRUPTED = 130
+_MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
+_PRESET_HELP = "start from a named configuration"
+
+
+def experiments() -> dict[str, str]:
+  """Name -> first docstring line of every experiment; none of them is imported."""
+  found = {}
+  for path in sorted(_EXPERIMENTS.glob("*.py")):
+    if path.stem.startswith(("_", "common")):
+      continue
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {getattr(node, "name", None) for node in tree.body}
+    for node in tree.body:
+      if isinstance(node, ast.Assign):
+        names |= {getattr(target, "id", None) for target in node.targets}
+    if {"run", "Config"} <= names:
+      found[path.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+  return found
+
+
+def _named_experiment(arguments: Sequence[str]) -> str | None:
+  """The value of --experiment, before the flags of that experiment are known."""
+  named = None
+  for argument, following in zip(arguments, [*arguments[1:], ""]):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name == "experiment":
+      named = value if equals else following
+  return named
+
+
+def _check_name(name: str, known: dict[str, str]) -> None:
+  if name not in known:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise InputError(
+      f"unknown experiment {name!r}.{hint} There are: {', '.join(known)}"
+    )
+
+
+def _common_flags() -> flags.FlagValues:
+  flag_values = flags.FlagValues()
+  options: Any = {"flag_values": flag_values}
+  flags.DEFINE_string("experiment", None, "which experiment", **options)
+  flags.DEFINE_string("workdir", None, "where everything goes", **options)
+  flags.DEFINE_integer(
+    "seed", 0, "of everything random", lower_bound=0, upper_bound=_MAX_SEED, **options
+  )
+  flags.DEFINE_boolean("smoke", False, "the seconds-long version", **options)
+  flags.DEFINE_boolean("overwrite", False, "throw away a run that is there", **options)
+  return flag_values
+
+
+def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
+  try:
+    rest = flag_values(["run.py", *arguments])
+  except flags.UnrecognizedFlagError as error:
+    raise InputError(_unknown_flag(error.flagname, list(flag_values))) from None
+  except flags.Error as error:
+    raise InputError(str(error)) from None
+  if len(rest) > 1:
+    raise InputError(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+
+
+def _unknown_flag(name: str, known: list[str]) -> str:
+  """One line with the nearest flag; its last part alone is enough to be near."""
+  parts = {flag.rpartition(".")[2]: flag for flag in known}
+  near = difflib.get_close_matches(name, known, 1, 0.8)
+  near = near or difflib.get_close_matches(name.rpartition(".")[2], parts, 1, 0.7)
+  hint = f"did you mean --{parts.get(near[0], near[0])}?" if near else "see --help"
+  return f"unknown flag --{name}; {hint}"
+
+
+def _help(name: str | None, known: dict[str, str]) -> str:
+  usage = (__doc__ or "").strip()
+  if name is None:
+    return "\n".join([usage, "", "Experiments:", *_aligned(list(known.items()))])
+  module = importlib.import_module(f"experiments.{name}")
+  rows = config_lib.describe(module.Config())
+  presets = getattr(module, "PRESETS", {})
+  if presets:
+    rows.insert(0, ("--config.preset=NAME", f"{_PRESET_HELP} ({' | '.join(presets)})"))
+  text, common = (module.__doc__ or "").strip(), usage.partition("\n\n")[2]
+  lines = [text, "", common, "", "Config, with its defaults:", *_aligned(rows)]
+  return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+  width = max((len(left) for left, _ in rows), default=0)
+  return [f"  {left.ljust(width)}  {right}".rstrip() for left, right in rows]
+
+
+def _default_workdir(name: str, seed: int, smoke: bool) -> str:
+  suffix = (f"_seed{seed}" if seed else "") + ("_smoke" if smoke else "")
+  return str(pathlib.Path("runs") / (name + suffix))
+
+
+def _execute(arguments: Sequence[str]) -> int:
+  known = experiments()
+  name = _named_experiment(arguments)
+  if name is not None:
+    _check_name(name, known)
+  if not {"--help", "-h", "-help"}.isdisjoint(arguments):
+    print(_help(name, known))
+    return 0
+  if name is None:
+    _parse(arguments, _common_flags())
+    raise InputError(f"give --experiment=NAME; there are: {', '.join(known)}")
+
+  module = importlib.import_module(f"experiments.{name}")
+  presets = getattr(module, "PRESETS", {})
+  flag_values = _common_flags()
+  config = module.Config()
+  config_lib.define_flags(config, flag_values)
+  if presets:
+    options: Any = {"flag_values": flag_values}
+    flags.DEFINE_enum("config.preset", None, list(presets), _PRESET_HELP, **options)
+  _parse(arguments, flag_values)
+  # Precedence: defaults, then the preset, then smoke, then what stands on the line.
+  if presets and flag_values["config.preset"].value:
+    config = presets[flag_values["config.preset"].value](config)
+  if flag_values.smoke:
+    config = config.smoke()
+  config = config_lib.from_flags(config, flag_values)
+
+  from nasjax import runtime  # slow to import: a mistake above has answered by now
+
+  seed, smoke = flag_values.seed, flag_values.smoke
+  run = runtime.open_run(
+    flag_values.workdir or _default_workdir(name, seed, smoke),
+    name,
+    seed,
+    config,
+    smoke=smoke,
+    overwrite=flag_values.overwrite,
+    command=shlex.join(["python", "run.py", *arguments]),
+  )
+  if run.already_finished:
+    summary = run.read_summary()
+    print(
+      f"{run.workdir} holds this run, finished: {summary.get('best_arch')} scored "
+      f"{summary.get('best_score')}, test {summary.get('test_score')}.\n"
+      f"report: {run.workdir / 'report.html'}\n--overwrite runs it again"
+    )
+    return 0
+  try:
+    module.run(config, run)
+  finally:
+    run.close()
+  return _INTERRUPTED if run.interrupted else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status (2 for the user's mistake)."""
+  try:
+    return _execute(sys.argv[1:] if arguments is None else arguments)
+  except InputError as error:
+    # A value from the command line or a data file may bring its own line breaks.
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted; what was recorded is kept", file=sys.stderr)
+    return _INTERRUPTED
+
+
+if __name__ == "__main__":
+  status = main()
+  sys.stdout.flush()
+  if status == _INTERRUPTED:
+    # A child may still be training on a worker thread that cannot be stopped.
+    os._exit(status)
+  sys.exit(status)

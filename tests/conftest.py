@@ -1,0 +1,20 @@
+"""Every test runs with reused keys and silent rank promotion turned into errors."""
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+  """The folder of real data beside the checkout; the test skips where it is absent."""
+  folder = ROOT.parent / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip("no shared data beside this checkout")
+  return folder

@@ -1,0 +1,262 @@
+import dataclasses
+import json
+import os
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nasjax import runtime
+from nasjax.core import config as config_lib
+from nasjax.core.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  rate: float = 0.1
+  rounds: int = 3
+  widths: tuple[int, ...] = (8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  strategy: Section = Section()
+  label: str = "a"
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Opens a run in one folder; keyword arguments change its identity."""
+  opened = []
+
+  def start(folder=tmp_path / "run", experiment="toy", seed=0, config=None, **options):
+    config = Config() if config is None else config
+    opened.append(runtime.open_run(folder, experiment, seed, config, **options))
+    return opened[-1]
+
+  yield start
+  for run in opened:
+    run.close()
+
+
+def snapshot(folder):
+  """Every file's bytes and time of change."""
+  paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def fill(run, status):
+  """What an experiment leaves behind."""
+  with run.records() as records:
+    records.write({"index": 0, "score": 0.5})
+  run.metrics.write(1, {"search/best_score": 0.5})
+  run.log("first")
+  (run.workdir / "best").mkdir(exist_ok=True)
+  (run.workdir / "best" / "genotype.json").write_text("{}")
+  (run.workdir / "report.html").write_text("<html>")
+  run.write_summary({"status": status, "best_score": 0.5})
+  run.close()
+
+
+def test_a_new_run_writes_its_identity(start, tmp_path):
+  run = start(tmp_path / "deep" / "run", seed=3, smoke=True, command="python run.py")
+  assert json.loads((run.workdir / "config.json").read_text()) == {
+    "experiment": "toy",
+    "seed": 3,
+    "smoke": True,
+    "fingerprint": config_lib.fingerprint(Config()),
+    "config": {
+      "strategy": {"rate": 0.1, "rounds": 3, "widths": [8, 16]},
+      "label": "a",
+    },
+  }
+  assert os.listdir(run.workdir) == ["config.json"]  # and no temporary file
+  assert run.config == config_lib.to_dict(Config())
+  assert (run.smoke, run.command, run.already_finished) == (
+    True,
+    "python run.py",
+    False,
+  )
+  assert jnp.array_equal(
+    jax.random.key_data(run.key), jax.random.key_data(jax.random.key(3))
+  )
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+@pytest.mark.parametrize(
+  ("changed", "expected"),
+  [
+    ({"experiment": "other"}, "experiment: toy -> other"),
+    ({"seed": 1}, "seed: 0 -> 1"),
+    ({"smoke": True}, "smoke: False -> True"),
+    ({"config": Config(Section(rate=0.2))}, "config.strategy.rate: 0.1 -> 0.2"),
+  ],
+)
+def test_another_run_in_the_folder_is_refused_and_left_alone(
+  start, status, changed, expected
+):
+  folder = start().workdir
+  fill(start(), status)
+  before = snapshot(folder)
+  with pytest.raises(InputError) as error:
+    start(**changed)
+  assert f"({expected})" in str(error.value) and "--overwrite" in str(error.value)
+  assert "\n" not in str(error.value)
+  assert snapshot(folder) == before
+
+
+def test_at_most_three_differing_fields_are_named(start):
+  start()
+  with pytest.raises(InputError) as error:
+    start(seed=1, config=Config(Section(0.2, 4, (1,)), "b"))
+  assert str(error.value).count("->") == 3 and "and 2 more" in str(error.value)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("thesis.tex", "x"),
+    (".hidden", ""),
+    ("config.json", '{"model_type": "another tool"}'),
+    ("config.json", "{}"),
+    ("config.json", "not json"),
+    ("config.json", "[1]"),
+  ],
+)
+def test_a_folder_of_something_else_is_refused(start, tmp_path, name, text, overwrite):
+  (tmp_path / name).write_text(text)
+  before = snapshot(tmp_path)
+  with pytest.raises(InputError) as error:
+    start(tmp_path, overwrite=overwrite)
+  assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+  assert snapshot(tmp_path) == before
+
+
+def test_a_workdir_that_cannot_be_one_is_refused(start, tmp_path):
+  (tmp_path / "file").write_text("x")
+  for folder in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)):
+    with pytest.raises(InputError, match="--workdir"):
+      start(folder)
+  assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_finished_run_is_left_alone(start):
+  fill(start(), "finished")
+  before = snapshot(start().workdir)
+  run = start()
+  assert run.already_finished and run.read_summary()["best_score"] == 0.5
+  assert snapshot(run.workdir) == before
+
+
+def test_an_unfinished_run_starts_again_and_keeps_its_records(start):
+  folder = start().workdir
+  for number in (1, 2):
+    fill(start(), "interrupted")
+    kept = (folder / "records.jsonl").read_bytes()
+    run = start()
+    assert not run.already_finished
+    assert (folder / f"records.{number}.jsonl").read_bytes() == kept
+    assert f"records.{number}.jsonl" in (folder / "log.txt").read_text()
+    assert run.read_records() == [] and run.read_summary() == {}
+  left = {path.name for path in folder.rglob("*") if path.is_file()}
+  assert left == {"config.json", "log.txt", "records.1.jsonl", "records.2.jsonl"}
+  assert (folder / "log.txt").read_text().count("first") == 2
+
+
+def test_overwrite_removes_only_what_a_run_writes(start):
+  fill(start(), "interrupted")
+  fill(start(), "finished")  # beside records.1.jsonl
+  folder = start().workdir
+  foreign = [folder / "notes.txt", folder / "best" / "mine.npz"]
+  foreign += [folder / "records.old.jsonl", folder / "tensorboard" / "mine"]
+  for path in foreign:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+  run = start(overwrite=True, seed=1)
+  left = {path for path in folder.rglob("*") if path.is_file()}
+  assert left == {folder / "config.json", *foreign}
+  assert json.loads((folder / "config.json").read_text())["seed"] == 1
+  assert not run.already_finished
+
+
+def test_log_is_one_line_on_screen_and_in_the_file(start, capsys):
+  run = start()
+  run.log("a [red]name[/red]\nof two lines")
+  run.warn("careful")
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(" ", 1)[1] for line in lines] == [
+    "a [red]name[/red] of two lines",
+    "warning: careful",
+  ]
+  assert (run.workdir / "log.txt").read_text().splitlines() == lines
+
+
+def test_progress_without_a_terminal_logs_every_five_seconds_and_the_last(
+  start, capsys, monkeypatch
+):
+  clock = [100.0]
+  monkeypatch.setattr(
+    runtime, "time", types.SimpleNamespace(monotonic=lambda: clock[0])
+  )
+  with start().progress(12, "search") as progress:
+    for done in range(1, 13):
+      clock[0] += 1.0
+      progress.update(done, best=f"0.{done}")
+  lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+  assert lines == [
+    "search: 5/12 children, best 0.5, 7 s left",
+    "search: 10/12 children, best 0.10, 2 s left",
+    "search: 12/12 children, best 0.12, 0 s left",
+  ]
+
+
+def test_terminal_shows_a_bar_with_log_lines_above(start, capsys, monkeypatch):
+  monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the capture for a terminal
+  monkeypatch.setenv("COLUMNS", "160")
+  run = start()
+  with run.progress(4, "search") as progress:
+    progress.update(3, best="0.75")
+    run.log("[bold]as typed[/bold]")
+  run.table("t[1]", ["name"], [["[red]raw[/red]"]])
+  out = capsys.readouterr().out
+  for text in ("3/4", "best 0.75", "[bold]as typed[/bold]", "t[1]", "[red]raw[/red]"):
+    assert text in out
+
+
+def test_table_without_a_terminal_is_aligned_text(start, capsys):
+  start().table("scores", ["name", "accuracy"], [["a long name", "0.5"], ["b", "0.75"]])
+  assert capsys.readouterr().out.splitlines() == [
+    "",
+    "scores",
+    "  name         accuracy",
+    "  a long name  0.5",
+    "  b            0.75",
+  ]
+
+
+def test_compiles_are_counted_once_each(start, tmp_path):
+  first = start(tmp_path / "1")
+  second = start(tmp_path / "2")
+  x = jnp.arange(7.0)
+  function = jax.jit(lambda x: jnp.sin(x) * 3)
+  with runtime.CompileCounter() as cold:
+    function(x).block_until_ready()
+  with runtime.CompileCounter() as warm:
+    function(x).block_until_ready()
+  assert (cold.count, warm.count, warm.seconds) == (1, 0, 0.0)
+  assert cold.seconds > 0
+  assert first.compile_stats()[0] == second.compile_stats()[0]
+  late = start(tmp_path / "3")
+  assert late.compile_stats() == (0, 0.0)
+  assert second.compile_stats()[0] >= 1
+
+
+def test_environment_names_versions_and_machine():
+  found = runtime.environment()
+  for name in ("nasjax", "jax", "flax", "optax", "numpy", "python"):
+    assert found[name][0].isdigit()
+  assert found["jax"] == jax.__version__
+  assert "cores" in found["machine"]
+  assert jax.devices()[0].device_kind in found["devices"]
