@@ -27,7 +27,7 @@ class SpaceConfig:
   dropout_rate: float = field(0.2, "rate of a dropout layer; 0 leaves it out")
   max_layers: int = field(10, "longest chain, output layer included")
   prior: str = field(
-    "depth", "what is uniform before learning: depth, token", ("depth", "token")
+    "depth", "what is uniform before anything is learned", ("depth", "token")
   )
 
 
@@ -60,12 +60,12 @@ class EstimatorConfig:
   learning_rate: float = field(1e-3, "of the child's Adam")
   patience: int = field(3, "epochs without a lower validation loss before it stops")
   score: str = field(
-    "weighted", "validation metric: weighted, best or last", ("weighted", "best", "last")
+    "weighted", "which epochs' validation metric", ("weighted", "best", "last")
   )
   one_shot: str = field(
-    "off", "share weights by bigram; last writer or best wins", ("off", "last", "best")
+    "off", "share weights by bigram, which writer wins", ("off", "last", "best")
   )
-  layout: str = field("auto", "compiled programs: auto, exact, padded", LAYOUTS)
+  layout: str = field("auto", "how a population is compiled", LAYOUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ class RetrainConfig:
   learning_rate: float = field(1e-3, "of Adam")
   patience: int = field(6, "epochs without a lower loss before it stops")
   stop_fraction: float = field(0.1, "part of train and valid rows that decides to stop")
+  refit: bool = field(True, "in the end learn from all of them, for as many epochs")
 
 
 @dataclasses.dataclass(frozen=True)

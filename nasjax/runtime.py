@@ -267,6 +267,8 @@ def open_run(
   kept: list[str] = []
   try:
     before = _read_before(folder)
+    if not overwrite and not _recorded(folder):
+      before = {}  # it stopped before anything was measured: nothing to protect
     if before and not overwrite:
       _check_same(folder, before, identity)
       if run.read_summary().get("status") == "finished":
@@ -295,6 +297,12 @@ def _read_before(folder: pathlib.Path) -> dict[str, Any]:
   if not is_run and folder.is_dir() and any(folder.iterdir()):
     raise InputError(f"--workdir {folder} is not empty and holds no run; give another")
   return before
+
+
+def _recorded(folder: pathlib.Path) -> bool:
+  """Whether the folder holds anything that a run measured."""
+  names = ("summary.json", *(f"{name}.jsonl" for name in _RECORDS))
+  return any((folder / name).exists() for name in names)
 
 
 def _check_same(folder: pathlib.Path, before: dict, identity: dict) -> None:

@@ -106,8 +106,14 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
   assert snapshot(folder) == before
 
 
+def test_a_run_that_recorded_nothing_gives_way(start):
+  folder = start(seed=1).workdir  # say, its data file was not found
+  run = start(seed=2)
+  assert json.loads((folder / "config.json").read_text())["seed"] == run.seed == 2
+
+
 def test_at_most_three_differing_fields_are_named(start):
-  start()
+  fill(start(), "interrupted")
   with pytest.raises(InputError) as error:
     start(seed=1, config=Config(Section(0.2, 4, (1,)), "b"))
   assert str(error.value).count("->") == 3 and "and 2 more" in str(error.value)

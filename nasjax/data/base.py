@@ -1,6 +1,7 @@
 """A data set: three splits, made once from the seed; `test` is never selected on."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def describe(dataset: Dataset) -> str:
 
 
 class Target(NamedTuple):
-  """An encoded target: task, y `[N]`, class names."""
+  """An encoded target: task, y `[N]` int32 (regression: float64), class names."""
 
   task: TaskName
   y: np.ndarray
@@ -99,20 +100,10 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
       three rows, or a task that does not fit.
   """
   y = np.asarray(y)
-  if y.ndim != 1:
-    raise InputError(f"the target must be one column, got shape {y.shape}")
-  numeric = np.issubdtype(y.dtype, np.number)
-  if numeric:
-    bad = np.flatnonzero(~np.isfinite(y.astype(np.float64)))
-    kind = "NaN or infinite"
-  else:
-    bad = np.flatnonzero([value is None or value == "" for value in y.tolist()])
-    kind = "missing"
-  if len(bad):
-    raise InputError(
-      f"the target has {len(bad)} {kind} values, the first in row {bad[0] + 1}; "
-      "remove these rows"
-    )
+  check_complete(y)
+  numeric = y.dtype.kind in "iuf"
+  if y.dtype == object:
+    y = y.astype(str)  # labels of mixed kinds have no order
   if task is None:
     values = np.unique(y)
     classes = not numeric or (
@@ -124,7 +115,7 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
       raise InputError("regression needs a target of numbers, this one is text")
     if np.all(y == y[0]):
       raise InputError(f"the target is {y[0]} in every row; nothing to learn")
-    return Target("regression", y.astype(np.float32), ())
+    return Target("regression", y.astype(np.float64), ())
   if task not in ("binary", "multiclass"):
     raise InputError(f"unknown task {task!r}; binary, multiclass or regression")
   values, encoded, counts = np.unique(y, return_inverse=True, return_counts=True)
@@ -143,6 +134,30 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
   return Target(kind_of_task, encoded.astype(np.int32), names)
 
 
+def check_complete(y: np.ndarray) -> None:
+  """Refuses a target with missing, NaN or infinite values.
+
+  Args:
+    y: `[N]` numbers or labels.
+
+  Raises:
+    InputError: saying how many, and the first row, counted from 1.
+  """
+  if y.ndim != 1:
+    raise InputError(f"the target must be one column, got shape {y.shape}")
+  if y.dtype.kind in "iuf":
+    bad, kind = np.flatnonzero(~np.isfinite(y)), "NaN or infinite"
+  else:
+    # A NaN among objects is the one value that differs from itself.
+    bad = np.flatnonzero([v is None or v == "" or v != v for v in y.tolist()])
+    kind = "missing"
+  if len(bad):
+    raise InputError(
+      f"the target has {len(bad)} {kind} values, the first in row {bad[0] + 1}; "
+      "remove these rows"
+    )
+
+
 class Indices(NamedTuple):
   """Row numbers of the three splits."""
 
@@ -152,7 +167,8 @@ class Indices(NamedTuple):
 
 
 def split_indices(
-  target: Target,
+  labels: np.ndarray | None,
+  rows: int,
   *,
   seed: int,
   valid_fraction: float = 0.2,
@@ -162,34 +178,39 @@ def split_indices(
   """Three splits from the seed, stratified by class.
 
   Args:
-    target: the encoded target.
+    labels: `[N]` classes to stratify by, None for regression.
+    rows: N.
     seed: draws them.
     valid_fraction: of what the test split leaves (the survey's 20 %).
     test_fraction: of all rows (the survey's 20 %).
     test_mask: `[N]` bool, an official test split, instead of `test_fraction`.
 
   Raises:
-    InputError: fractions outside (0, 1), or splits that cannot hold every class.
+    InputError: fractions outside (0, 1), a mask that does not fit the rows, or splits
+      too small to hold every class.
   """
   for name, value in (("valid", valid_fraction), ("test", test_fraction)):
     if not 0 < value < 1:
       raise InputError(f"{name}_fraction must be between 0 and 1, got {value}")
-  rows = np.arange(len(target.y))
 
-  def cut(rows, fraction):
-    labels = None if target.task == "regression" else target.y[rows]
+  def cut(indices, fraction):
+    strata = None if labels is None else labels[indices]
     try:
       return train_test_split(
-        rows, test_size=fraction, random_state=seed, stratify=labels
+        indices, test_size=fraction, random_state=seed, stratify=strata
       )
     except ValueError as error:
-      raise InputError(f"the rows cannot be split: {' '.join(str(error).split())}") from None
+      why = " ".join(str(error).split())
+      raise InputError(f"the rows cannot be split: {why}") from None
 
+  every = np.arange(rows)
   if test_mask is None:
-    rest, test = cut(rows, test_fraction)
+    rest, test = cut(every, test_fraction)
   else:
-    test_mask = np.asarray(test_mask, bool)
-    rest, test = rows[~test_mask], rows[test_mask]
+    test_mask = np.asarray(test_mask).astype(bool)
+    if test_mask.shape != (rows,):
+      raise InputError(f"the test mask has shape {test_mask.shape}, not ({rows},)")
+    rest, test = every[~test_mask], every[test_mask]
     if not len(rest) or not len(test):
       raise InputError("the test mask leaves one side without rows")
   train, valid = cut(rest, valid_fraction)
@@ -201,25 +222,52 @@ def build(
   columns: dict[str, np.ndarray],
   kinds: dict[str, str],
   target: Target,
-  indices: Indices,
   *,
+  seed: int,
+  valid_fraction: float = 0.2,
+  test_fraction: float = 0.2,
+  test_mask: np.ndarray | None = None,
   scaling: str = "standard",
+  names: dict[str, list[str]] | None = None,
   warnings: tuple[str, ...] = (),
 ) -> Dataset:
-  """Fits the preprocessing on the train rows and applies it to all.
+  """Splits, fits the preprocessing on the train rows and applies it to all.
 
   Args:
     name: of the data set.
     columns: raw columns, `[N]` or `[N, M]` each.
     kinds: of each column, see `preprocessing`.
     target: the encoded target.
-    indices: the splits.
+    seed: draws the splits, see `split_indices`.
+    valid_fraction: of the rows that are not test.
+    test_fraction: of all rows, unless there is a test mask.
+    test_mask: `[N]` bool, an official test split.
     scaling: of numeric columns, see `preprocessing`.
+    names: of the M values of a matrix column; numbered where not given.
     warnings: passed on.
+
+  Raises:
+    InputError: rows that cannot be split, or a class without a train row.
   """
+  labels = None if target.task == "regression" else target.y
+  indices = split_indices(
+    labels,
+    len(target.y),
+    seed=seed,
+    valid_fraction=valid_fraction,
+    test_fraction=test_fraction,
+    test_mask=test_mask,
+  )
+  if labels is not None:
+    unseen = set(range(len(target.class_names))) - set(labels[indices.train].tolist())
+    if unseen:
+      raise InputError(f"class {target.class_names[min(unseen)]!r} has no train row")
   fitted = preprocessing.fit(
     {key: value[indices.train] for key, value in columns.items()}, kinds, scaling
   )
+  for spec in fitted:
+    if names and spec["name"] in names:
+      spec["names"] = names[spec["name"]]
   x = preprocessing.apply(fitted, columns)
   y = target.y
   info: dict[str, Any] = {"task": target.task, "classes": list(target.class_names)}
@@ -255,6 +303,8 @@ def from_arrays(
   x_test: np.ndarray | None = None,
   y_test: np.ndarray | None = None,
   scaling: str = "standard",
+  class_names: Sequence[str] | None = None,
+  feature_names: Sequence[str] | None = None,
 ) -> Dataset:
   """A data set from arrays of one's own.
 
@@ -269,6 +319,8 @@ def from_arrays(
     x_test: `[M, ...]` official test rows.
     y_test: `[M]` their targets.
     scaling: "standard", "minmax", "pixels" (divide by the largest value) or "none".
+    class_names: what to call the classes, in the sorted order of the labels.
+    feature_names: one for each value of a row.
 
   Raises:
     InputError: what cannot be learned from, in one line.
@@ -277,32 +329,46 @@ def from_arrays(
   mask = None
   if (x_test is None) != (y_test is None):
     raise InputError("x_test and y_test go together; one of them is missing")
+  if x.size == 0 or y.size == 0:
+    raise InputError(f"{name} is empty")
+  if len(x) != len(y):
+    raise InputError(f"x has {len(x)} rows and y has {len(y)}")
   if x_test is not None and y_test is not None:
     x_test, y_test = np.asarray(x_test), np.asarray(y_test)
     if x.shape[1:] != x_test.shape[1:]:
       raise InputError(
         f"rows of x have shape {x.shape[1:]} and those of x_test {x_test.shape[1:]}"
       )
+    if len(x_test) != len(y_test):
+      raise InputError(f"x_test has {len(x_test)} rows and y_test has {len(y_test)}")
     mask = np.repeat([False, True], [len(x), len(x_test)])
     x, y = np.concatenate([x, x_test]), np.concatenate([y, y_test])
-  if x.size == 0 or y.size == 0:
-    raise InputError(f"{name} is empty")
-  if len(x) != len(y):
-    raise InputError(f"x has {len(x)} rows and y has {len(y)}")
   if len(x) < _MIN_ROWS:
     raise InputError(f"{name} has {len(x)} rows; at least {_MIN_ROWS} are needed")
-  if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+  if x.dtype.kind not in "biuf":
     raise InputError(f"x must be numbers, it holds {x.dtype} (text?)")
-  x = x.reshape(len(x), -1).astype(np.float32)
+  x = x.reshape(len(x), -1)
   if np.isinf(x).any():
     row, column = np.argwhere(np.isinf(x))[0]
     raise InputError(f"x is infinite in row {row + 1}, column {column + 1}")
   target = encode_target(y, task)
-  indices = split_indices(
+  if class_names is not None:
+    if len(class_names) != len(target.class_names):
+      raise InputError(
+        f"{len(class_names)} class names for {len(target.class_names)} classes"
+      )
+    target = target._replace(class_names=tuple(map(str, class_names)))
+  if feature_names is not None and len(feature_names) != x.shape[1]:
+    raise InputError(f"{len(feature_names)} feature names for {x.shape[1]} features")
+  return build(
+    name,
+    {"x": x},
+    {"x": "numeric"},
     target,
     seed=seed,
     valid_fraction=valid_fraction,
     test_fraction=test_fraction,
     test_mask=mask,
+    scaling=scaling,
+    names=None if feature_names is None else {"x": [str(n) for n in feature_names]},
   )
-  return build(name, {"x": x}, {"x": "numeric"}, target, indices, scaling=scaling)

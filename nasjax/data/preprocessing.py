@@ -1,7 +1,9 @@
 """Raw columns to features: fitted with scikit-learn, applied from plain JSON values.
 
-Kinds of columns: "numeric" (`[N]` or a matrix `[N, M]`; NaN is missing), "boolean",
-"category" (objects; None is missing) and "date" (datetime64; NaT is missing). What was
+Kinds of columns: "numeric" (`[N]` or a matrix `[N, M]`; NaN is missing), "boolean" (0,
+1 or NaN), "category" (objects; None is missing) and "date" (datetime64; NaT is
+missing). A missing value takes the train median (a boolean the most frequent value) and
+a 0/1 column says so where train rows miss any; a category has its own. What was
 fitted is a dict of JSON values, and `apply` needs numpy alone: a model leaves with it.
 """
 
@@ -19,6 +21,10 @@ _MAX_CATEGORIES = 32
 _MISSING = "(missing)"
 _OTHER = "(other)"
 _DAY = np.timedelta64(1, "D")
+# The mean Gregorian year: a date keeps its phase to within two days.
+_YEAR_DAYS = 365.2425
+# Rows at a time: float64 copies of 70,000 images at once would take gigabytes.
+_BLOCK_ROWS = 8192
 
 
 def fit(
@@ -58,15 +64,23 @@ def apply(fitted: list[dict[str, Any]], columns: dict[str, np.ndarray]) -> np.nd
     `[N, F]` float32. A category never seen in training is all zeros.
 
   Raises:
-    InputError: naming a column that is missing.
+    InputError: naming a column that is missing, that is not numbers where numbers were
+      fitted, or that has another width.
   """
   missing = [spec["name"] for spec in fitted if spec["name"] not in columns]
   if missing:
     raise InputError(f"columns are missing: {', '.join(missing)}")
-  appliers = {"numeric": _apply_numeric, "boolean": _apply_boolean}
+  appliers = {"numeric": _apply_numeric, "boolean": _apply_numeric}
   appliers |= {"category": _apply_category, "date": _apply_date}
-  parts = [appliers[spec["kind"]](spec, columns[spec["name"]]) for spec in fitted]
-  return np.concatenate(parts, axis=1).astype(np.float32)
+  rows = len(columns[fitted[0]["name"]])
+  x = np.empty((rows, len(feature_names(fitted))), np.float32)
+  for start in range(0, rows, _BLOCK_ROWS):
+    block = slice(start, start + _BLOCK_ROWS)
+    parts = [
+      appliers[spec["kind"]](spec, columns[spec["name"]][block]) for spec in fitted
+    ]
+    x[block] = np.concatenate(parts, axis=1)
+  return x
 
 
 def feature_names(fitted: list[dict[str, Any]]) -> list[str]:
@@ -79,10 +93,12 @@ def _names(spec: dict[str, Any]) -> list[str]:
   if spec["kind"] == "category":
     return [f"{name}={value}" for value in spec["categories"]]
   if spec["kind"] == "date":
-    return [f"{name}:{part}" for part in _date_parts(spec)]
-  wide = len(spec.get("fill", [0])) > 1
-  names = [f"{name}[{i}]" for i in range(len(spec["fill"]))] if wide else [name]
-  return names + [f"{names[i]}_missing" for i in spec.get("flagged", [])]
+    names = [f"{name}:{part}" for part in _date_parts(spec)]
+    return names + [f"{name}_missing"] * spec["flagged"]
+  width = len(spec["fill"])
+  names = [name] if width == 1 else [f"{name}[{i}]" for i in range(width)]
+  names = spec.get("names", names)
+  return names + [f"{names[i]}_missing" for i in spec["flagged"]]
 
 
 def _scaler(x: np.ndarray, scaling: str) -> tuple[list[float], list[float]]:
@@ -100,24 +116,42 @@ def _scaler(x: np.ndarray, scaling: str) -> tuple[list[float], list[float]]:
 
 
 def _matrix(values: np.ndarray) -> np.ndarray:
-  values = np.asarray(values, np.float64)
+  """`[N, M]`: float32 where it holds every value exactly, else float64."""
+  values = np.asarray(values)
+  exact = values.dtype.itemsize <= (4 if values.dtype.kind == "f" else 2)
+  values = values.astype(np.float32 if exact else np.float64, copy=False)
   return values.reshape(len(values), -1)
 
 
-def _fit_numeric(values: np.ndarray, scaling: str) -> dict[str, Any]:
+def _fit_numeric(
+  values: np.ndarray, scaling: str, strategy: str = "median"
+) -> dict[str, Any]:
   x = _matrix(values)
-  imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(x)
-  offset, scale = _scaler(imputer.transform(x), scaling)
+  absent = np.isnan(x)
+  if strategy == "median" and not absent.any():
+    fill = np.median(x, axis=0)  # the imputer's own answer, ten times faster
+  else:
+    imputer = SimpleImputer(strategy=strategy, keep_empty_features=True).fit(x)
+    fill, x = imputer.statistics_, imputer.transform(x)
+  offset, scale = _scaler(x, scaling)
   return {
-    "fill": imputer.statistics_.tolist(),
-    "flagged": np.flatnonzero(np.isnan(x).any(0)).tolist(),
+    "fill": fill.tolist(),
+    "flagged": np.flatnonzero(absent.any(0)).tolist(),
     "offset": offset,
     "scale": scale,
   }
 
 
 def _apply_numeric(spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
-  x = _matrix(values)
+  try:
+    x = _matrix(values)
+  except (TypeError, ValueError):
+    raise InputError(f"column {spec['name']!r} must be numbers") from None
+  width = len(spec["fill"])
+  if x.shape[1] != width:
+    raise InputError(
+      f"column {spec['name']!r} has {x.shape[1]} values a row, the model knows {width}"
+    )
   absent = np.isnan(x)
   filled = np.where(absent, np.asarray(spec["fill"])[None], x)
   scaled = (filled - np.asarray(spec["offset"])[None]) / np.asarray(spec["scale"])[None]
@@ -126,16 +160,13 @@ def _apply_numeric(spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
 
 def _fit_boolean(values: np.ndarray, scaling: str) -> dict[str, Any]:
   del scaling
-  return {"fill": [float(np.nanmedian(_matrix(values)))], "flagged": []}
-
-
-def _apply_boolean(spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
-  x = _matrix(values)
-  return np.where(np.isnan(x), spec["fill"][0], x)
+  return _fit_numeric(values, "none", "most_frequent")
 
 
 def _words(values: np.ndarray) -> np.ndarray:
-  return np.array([_MISSING if v is None else str(v) for v in values], object)
+  # A NaN among objects is the one value that differs from itself.
+  missing = (v is None or v != v for v in values)
+  return np.array([_MISSING if m else str(v) for m, v in zip(missing, values)], object)
 
 
 def _fit_category(values: np.ndarray, scaling: str) -> dict[str, Any]:
@@ -161,6 +192,7 @@ def _date_parts(spec: dict[str, Any]) -> list[str]:
 
 
 def _days(values: np.ndarray) -> np.ndarray:
+  """Days since 1970, a Thursday; NaN where missing."""
   days = values.astype("datetime64[s]") - np.datetime64(0, "s")
   return np.where(np.isnat(values), np.nan, days / _DAY)
 
@@ -175,14 +207,20 @@ def _fit_date(values: np.ndarray, scaling: str) -> dict[str, Any]:
     "offset": float(known.mean()),
     "scale": float(known.std()) or 1.0,
     "has_time": bool(np.any(known != np.floor(known))),
+    "flagged": bool(np.isnan(days).any()),
   }
 
 
 def _apply_date(spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
-  days = _days(np.asarray(values))
-  days = np.where(np.isnan(days), spec["fill"][0], days)
+  try:
+    days = _days(np.asarray(values))
+  except (TypeError, ValueError):
+    raise InputError(f"column {spec['name']!r} must be dates") from None
+  absent = np.isnan(days)
+  days = np.where(absent, spec["fill"][0], days)
   parts = [(days - spec["offset"]) / spec["scale"]]
-  for period in (365.2425, 7.0) + (1.0,) * spec["has_time"]:
+  for period in (_YEAR_DAYS, 7.0) + (1.0,) * spec["has_time"]:
     angle = 2 * np.pi * days / period
     parts += [np.sin(angle), np.cos(angle)]
+  parts += [absent] * spec["flagged"]
   return np.stack(parts, axis=1)

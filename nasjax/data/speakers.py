@@ -41,31 +41,37 @@ def load(
   if segments < 1:
     raise InputError(f"--config.data.segments must be positive, got {segments}")
   file = tabular_files.check_path(path)
-  if not file.name.endswith(".npz"):
-    raise InputError(f"{file} is not an npz")
   arrays = tabular_files.read_npz(file)
   missing = [name for name in _KEYS if name not in arrays]
   if missing:
     raise InputError(f"{file} lacks the arrays {', '.join(missing)}")
-  x, n_frames = arrays["x"], arrays["n_frames"]
-  if x.ndim != 3 or n_frames.shape != x.shape[:1]:
+  x, n_frames, speaker = (arrays[name] for name in _KEYS)
+  if x.ndim != 3 or not x.size or not n_frames.shape == speaker.shape == x.shape[:1]:
     raise InputError(
-      f"{file}: x must be [recordings, frames, coefficients] with one n_frames each; "
-      f"got {x.shape} and {n_frames.shape}"
+      f"{file}: x must be [recordings, frames, coefficients] with one n_frames and one "
+      f"speaker each; got {x.shape}, {n_frames.shape} and {speaker.shape}"
     )
+  if n_frames.dtype.kind not in "iu" or x.dtype.kind not in "iuf":
+    raise InputError(f"{file}: x must be numbers and n_frames whole numbers")
+  if not np.isfinite(x).all():
+    bad = np.flatnonzero(~np.isfinite(x).all((1, 2)))
+    raise InputError(f"{file}: x is not finite in recording {bad[0] + 1}")
   if n_frames.min() < 1 or n_frames.max() > x.shape[1]:
     raise InputError(f"{file}: n_frames must be between 1 and {x.shape[1]}")
-  target = base.encode_target(arrays["speaker"], "multiclass")
-  indices = base.split_indices(
-    target,
+  coefficients = range(x.shape[2])
+  parts = [f"{what}_{i}" for what in ("mean", "std") for i in range(segments)]
+  names = [f"{part}[{c}]" for part in (*parts, "change") for c in coefficients]
+  return base.build(
+    "speakers",
+    {"frames": summarise(x, n_frames, segments)},
+    {"frames": "numeric"},
+    base.encode_target(speaker, "multiclass"),
     seed=seed,
     valid_fraction=valid_fraction,
     test_fraction=test_fraction,
     test_mask=arrays.get("is_test"),
+    names={"frames": names},
   )
-  features = summarise(x, n_frames, segments)
-  columns = {"frames": features}
-  return base.build("speakers", columns, {"frames": "numeric"}, target, indices)
 
 
 def summarise(x: np.ndarray, n_frames: np.ndarray, segments: int) -> np.ndarray:

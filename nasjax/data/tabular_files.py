@@ -1,21 +1,30 @@
 """The user's own file: CSV, Parquet or npz, with a column to predict."""
 
-import csv
 import difflib
 import gzip
 import os
 import pathlib
+import re
+import shlex
 import zipfile
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.tree import DecisionTreeClassifier
 
 from nasjax.core.types import InputError
 from nasjax.data import base
-from nasjax.data.column_checks import column_warnings
+from nasjax.data.column_checks import (
+  column_warnings,
+  duplicates_label,
+  is_identifier,
+)
 from nasjax.data.preprocessing import KINDS
 
 _CSV = (".csv", ".tsv", ".txt", ".csv.gz")
@@ -25,7 +34,11 @@ _MIN_ROWS = 10
 _MAX_LISTED = 20
 # A text column with more distinct values than this and than half its rows is free text.
 _MAX_TEXT_VALUES = 64
-UNNAMED = "(unnamed)"
+# A column that tells the classes this well, each class counting alike, is suspicious;
+# in fewer rows than this a good feature does so by chance.
+_SUSPICIOUS_ACCURACY, _SUSPICIOUS_ROWS = 0.99, 50
+# A word that no shell and no flag parser changes: the user types it after `drop=`.
+UNNAMED = "unnamed"
 
 
 def load(
@@ -42,10 +55,11 @@ def load(
 
   Args:
     path: `.csv` (also `.tsv`, `.txt`, `.csv.gz`; comma, semicolon, tab or bar),
-      `.parquet`, or `.npz` with arrays `x` and `y` (and `x_test`, `y_test`).
+      `.parquet`, or `.npz` with arrays `x` and `y` (and `x_test`, `y_test`, or a
+      boolean `is_test [N]`).
     target: the column to predict; for npz the name of the array, `y` by default.
     task: None infers it from the target.
-    drop: columns to leave out; the unnamed one is `(unnamed)`.
+    drop: columns to leave out; the unnamed one is `unnamed`, or the empty name.
     seed: draws the splits.
     valid_fraction: of the rows that are not test.
     test_fraction: of all rows.
@@ -54,10 +68,11 @@ def load(
     InputError: what cannot be learned from, in one line.
   """
   file = check_path(path)
-  if file.name.endswith(".npz"):
-    return _load_npz(
-      file, target or "y", task, seed, valid_fraction, test_fraction
-    )
+  splits: dict[str, Any] = dict(
+    seed=seed, valid_fraction=valid_fraction, test_fraction=test_fraction
+  )
+  if _is(file, ".npz"):
+    return _load_npz(file, target or "y", task, drop, splits)
   table = read_table(file)
   names = table.column_names
   if target is None:
@@ -65,29 +80,36 @@ def load(
       f"which column of {file} is to be predicted? --config.data.target=NAME; "
       f"it has {_listed(names)}"
     )
+  drop = [name or UNNAMED for name in drop]
   for name in (target, *drop):
     if name not in names:
-      near = difflib.get_close_matches(name, names, 1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
-      raise InputError(
-        f"{file} has no column {name!r}.{hint} It has {_listed(names)}"
-      )
+      raise InputError(f"{file} has no column {name!r}{_nearest(name, names)}")
   if table.num_rows < _MIN_ROWS:
     raise InputError(
       f"{file} has {table.num_rows} rows of data; at least {_MIN_ROWS} are needed"
     )
-  labels = _target_values(table[target])
-  encoded = base.encode_target(labels, task)
-  columns, kinds, warnings = read_columns(table, (target, *drop))
+  encoded = base.encode_target(target_values(table[target]), task)
+  columns, kinds, warnings = feature_columns(table, (target, *drop))
   if not columns:
     raise InputError(f"{file} has no column to learn from besides {target!r}")
   warnings += column_warnings(columns, kinds, encoded)
-  indices = base.split_indices(
-    encoded, seed=seed, valid_fraction=valid_fraction, test_fraction=test_fraction
-  )
+  warnings += _suspicious_columns(columns, kinds, encoded)
   return base.build(
-    file.name, columns, kinds, encoded, indices, warnings=tuple(warnings)
+    file.name, columns, kinds, encoded, warnings=tuple(warnings), **splits
   )
+
+
+def read_columns(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
+  """The raw columns `[N]` of a CSV or Parquet file, for `preprocessing.apply`.
+
+  Raises:
+    InputError: when it cannot be read.
+  """
+  file = check_path(path)
+  if _is(file, ".npz"):
+    raise InputError(f"{file} holds arrays, not columns")
+  table = read_table(file)
+  return {name: column_values(table[name])[0] for name in table.column_names}
 
 
 def check_path(path: str | os.PathLike | None) -> pathlib.Path:
@@ -103,11 +125,21 @@ def check_path(path: str | os.PathLike | None) -> pathlib.Path:
     raise InputError(f"there is no file {file}")
   if file.is_dir():
     raise InputError(f"{file} is a folder, not a file")
-  if not file.name.endswith(_SUFFIXES):
+  if not _is(file, *_SUFFIXES):
     raise InputError(f"{file} is not one of {', '.join(_SUFFIXES)}")
   if file.stat().st_size == 0:
     raise InputError(f"{file} is empty")
   return file
+
+
+def _is(file: pathlib.Path, *suffixes: str) -> bool:
+  return file.name.lower().endswith(suffixes)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+  near = difflib.get_close_matches(name, names, 1)
+  hint = f" (did you mean {near[0]!r}?)" if near else ""
+  return f"{hint}; it has {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -123,7 +155,7 @@ def read_table(file: pathlib.Path) -> pa.Table:
     InputError: when it cannot be read.
   """
   try:
-    if file.name.endswith(".parquet"):
+    if _is(file, ".parquet"):
       table = pa.parquet.read_table(file)
     else:
       table = pa.csv.read_csv(
@@ -133,25 +165,31 @@ def read_table(file: pathlib.Path) -> pa.Table:
           null_values=_NULLS, strings_can_be_null=True
         ),
       )
-  except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+  except (pa.ArrowException, OSError, ValueError, EOFError, zlib.error) as error:
     raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
   names = [name.strip() or UNNAMED for name in table.column_names]
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise InputError(f"{file} has more than one column {twice[0]!r}")
-  return table.rename_columns(names)
+  table = table.rename_columns(names)
+  for name in names:
+    if pa.types.is_binary(table.schema.field(name).type) and not _is(file, ".parquet"):
+      raise InputError(f"{file} cannot be read: column {name!r} is not UTF-8 text")
+  return table
 
 
 def _delimiter(file: pathlib.Path) -> str:
-  opener = gzip.open if file.name.endswith(".gz") else open
-  with opener(file, "rt", encoding="utf-8", errors="strict") as handle:
-    header = handle.readline()
+  """The one of four that the header holds most of, outside quotes."""
+  opener = gzip.open if _is(file, ".gz") else open
+  with opener(file, "rb") as handle:
+    header = handle.readline().decode("utf-8")
   if not header.strip():
-    raise InputError(f"{file} has no header line")
-  return max(",;\t|", key=header.count)
+    raise ValueError("its first line, the header, is empty")
+  return max(",;\t|", key=re.sub('"[^"]*"', "", header).count)
 
 
-def _target_values(column: pa.ChunkedArray) -> np.ndarray:
+def target_values(column: pa.ChunkedArray) -> np.ndarray:
+  """A column as `[N]` numbers (a missing one is NaN) or as strings (None)."""
   kind = column.type
   if pa.types.is_dictionary(kind):
     column, kind = column.cast(kind.value_type), kind.value_type
@@ -165,7 +203,7 @@ def _target_values(column: pa.ChunkedArray) -> np.ndarray:
   return np.array(values, object)
 
 
-def read_columns(
+def feature_columns(
   table: pa.Table, leave_out: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
   """Columns as arrays with their kinds, and what was left out and why.
@@ -183,7 +221,7 @@ def read_columns(
   for name in table.column_names:
     if name in leave_out:
       continue
-    values, kind = _column(table[name])
+    values, kind = column_values(table[name])
     distinct = table[name].drop_null().unique()
     if not len(distinct):
       warnings.append(f"column {name!r} is empty; left out")
@@ -199,27 +237,79 @@ def read_columns(
         "or free text; left out"
       )
     else:
+      infinite = np.isinf(values).sum() if kind == "numeric" else 0
+      if infinite:
+        warnings.append(
+          f"column {name!r} has {infinite} infinite values, taken as missing"
+        )
+        values = np.where(np.isinf(values), np.nan, values)
       columns[name], kinds[name] = values, kind
   return columns, kinds, warnings
 
 
-def _column(column: pa.ChunkedArray) -> tuple[np.ndarray, str]:
+def column_values(column: pa.ChunkedArray) -> tuple[np.ndarray, str]:
+  """A column as an array `[N]` with its kind, or with the name of a type of no kind."""
   kind = column.type
   if pa.types.is_dictionary(kind):
     column, kind = column.cast(kind.value_type), kind.value_type
   if pa.types.is_boolean(kind):
     return column.cast(pa.float32()).to_numpy(), "boolean"
   if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-    # inf stands for no measured value; the imputer fills it.
-    values = column.cast(pa.float64()).to_numpy()
-    return np.where(np.isfinite(values), values, np.nan), "numeric"
-  if pa.types.is_decimal(kind):
+    # Whole numbers beyond 2**53 are rounded: identifiers, at that size.
+    return column.cast(pa.float64(), safe=False).to_numpy(), "numeric"
+  if pa.types.is_decimal(kind) or pa.types.is_null(kind):
     return column.cast(pa.float64()).to_numpy(), "numeric"
   if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
     return column.cast(pa.timestamp("s"), safe=False).to_numpy(), "date"
   if pa.types.is_string(kind) or pa.types.is_large_string(kind):
     return np.array(column.to_pylist(), object), "category"
-  return np.array([]), str(kind)
+  return np.full(len(column), None, object), str(kind)
+
+
+def _suspicious_columns(
+  columns: dict[str, np.ndarray], kinds: dict[str, str], target: base.Target
+) -> list[str]:
+  """Warnings of columns that tell the classes almost without error by themselves.
+
+  `column_checks` has warned of those that do so value by value; these are numbers that
+  a threshold between each two classes sorts, and words that stand for the classes but
+  for a few rows.
+  """
+  warnings = []
+  for name, values in columns.items():
+    kind = kinds[name]
+    warned = is_identifier(values, kind) or duplicates_label(values, kind, target)
+    if warned or target.task == "regression" or len(values) < _SUSPICIOUS_ROWS:
+      continue
+    accuracy = _accuracy_alone(values, kind, target)
+    if accuracy > _SUSPICIOUS_ACCURACY:
+      warnings.append(
+        f"column {name!r} tells the classes by itself with balanced accuracy "
+        f"{accuracy:.3f} and may be the label in another form; "
+        f"{shlex.quote(f'--config.data.drop={name}')} leaves it out"
+      )
+  return warnings
+
+
+def _accuracy_alone(values: np.ndarray, kind: str, target: base.Target) -> float:
+  """Balanced accuracy of one column over the rows it is fitted on."""
+  num_classes = len(target.class_names)
+  leaves = num_classes
+  if kind == "category":
+    words, values = np.unique(
+      ["" if v is None else v for v in values], return_inverse=True
+    )
+    leaves = len(words)
+    # With a value for every few rows anything would be told apart.
+    if leaves > max(50, 5 * num_classes) or leaves * 3 > len(values):
+      return 0.0
+  elif kind == "date":
+    values = values.astype("datetime64[s]").astype(np.int64)
+  x = values.astype(np.float64)[:, None]
+  tree = DecisionTreeClassifier(
+    max_leaf_nodes=leaves, class_weight="balanced", random_state=0
+  ).fit(x, target.y)
+  return float(balanced_accuracy_score(target.y, tree.predict(x)))
 
 
 def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -228,31 +318,46 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     InputError: not an npz, or one that holds pickled objects.
   """
+  if not zipfile.is_zipfile(file):
+    raise InputError(f"{file} cannot be read: it is not an npz archive")
   try:
     with np.load(file, allow_pickle=False) as archive:
       return {name: archive[name] for name in archive.files}
-  except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+  except (ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
     why = "it holds pickled objects" if "pickle" in str(error) else str(error)
     raise InputError(f"{file} cannot be read: {' '.join(why.split())}") from None
 
 
-def _load_npz(file, target, task, seed, valid_fraction, test_fraction) -> base.Dataset:
+def _load_npz(
+  file: pathlib.Path,
+  target: str,
+  task: str | None,
+  drop: Sequence[str],
+  splits: dict[str, Any],
+) -> base.Dataset:
+  if drop:
+    raise InputError(f"{file} holds arrays, which have no columns to drop")
   arrays = read_npz(file)
   for name in ("x", target):
     if name not in arrays:
+      raise InputError(f"{file} has no array {name!r}{_nearest(name, sorted(arrays))}")
+  x, y = arrays["x"], arrays[target]
+  x_test, y_test = arrays.get("x_test"), arrays.get(f"{target}_test")
+  if "is_test" in arrays and x_test is None:
+    is_test = arrays["is_test"].astype(bool)
+    if not is_test.shape == x.shape[:1] == y.shape[:1]:
       raise InputError(
-        f"{file} has no array {name!r}; it has {_listed(sorted(arrays))}"
+        f"{file}: x, {target} and is_test must have one row each; got {x.shape}, "
+        f"{y.shape} and {is_test.shape}"
       )
-  x = arrays["x"]
+    x, y, x_test, y_test = x[~is_test], y[~is_test], x[is_test], y[is_test]
   return base.from_arrays(
     x,
-    arrays[target],
+    y,
     name=file.name,
     task=task,
-    seed=seed,
-    valid_fraction=valid_fraction,
-    test_fraction=test_fraction,
-    x_test=arrays.get("x_test"),
-    y_test=arrays.get(f"{target}_test"),
+    x_test=x_test,
+    y_test=y_test,
     scaling="pixels" if x.dtype == np.uint8 else "standard",
+    **splits,
   )

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import gzip
 import io
+import logging
 import os
 import pathlib
 import socket
@@ -21,6 +22,9 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.download.download_manager import (
+  NonMatchingChecksumError,
+)
 from tensorflow_datasets.image_classification import mnist as stock_mnist
 from tensorflow_datasets.structured.wine_quality import wine_quality as stock_wine
 
@@ -84,10 +88,13 @@ with registered.skip_registration():
       with open(file_path, encoding="utf-8") as file:
         for i, row in enumerate(csv.DictReader(file, delimiter=";")):
           quality = int(row.pop("quality"))
-          yield i, {
-            "quality": quality,
-            "features": {name: float(row[name]) for name in wine.MEASUREMENTS},
-          }
+          yield (
+            i,
+            {
+              "quality": quality,
+              "features": {name: float(row[name]) for name in wine.MEASUREMENTS},
+            },
+          )
 
 
 def load_mnist(
@@ -109,29 +116,28 @@ def load_mnist(
   Raises:
     InputError: when the data is neither prepared, nor given, nor to be downloaded.
   """
+  files = [file for pair in MNIST_FILES.values() for file in pair]
   if manual_dir:
-    folder = pathlib.Path(manual_dir)
-    files = [file for pair in MNIST_FILES.values() for file in pair]
+    folder = pathlib.Path(manual_dir).expanduser()
+    if not folder.is_dir():
+      raise InputError(f"--config.data.manual_dir={manual_dir} is not a folder")
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-      raise InputError(f"--config.data.manual_dir={folder} lacks {', '.join(missing)}")
-  builder = _prepare(
-    lambda: _Mnist(data_dir=data_dir, file_format="array_record"),
-    manual_dir,
-    "MNIST",
-    _Mnist.URL,
-    "--config.data.manual_dir=FOLDER with the four files of the original "
-    "(train-images-idx3-ubyte.gz and so on)",
-  )
-  x, y = {}, {}
-  for split in MNIST_FILES:
-    source = builder.as_data_source(
-      split, decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    rows = [source[i] for i in range(len(source))]
-    images = [PIL.Image.open(io.BytesIO(row["image"])) for row in rows]
-    x[split] = np.stack([np.asarray(image) for image in images])
-    y[split] = np.asarray([row["label"] for row in rows])
+      raise InputError(
+        f"--config.data.manual_dir={manual_dir} lacks {', '.join(missing)}"
+      )
+  otherwise = f"--config.data.manual_dir=FOLDER with {', '.join(files)}"
+  with _quiet(), _one_line_errors("MNIST", otherwise):
+    builder = _Mnist(data_dir=data_dir, file_format="array_record")
+    _prepare(builder, _Mnist.URL, manual_dir and str(folder))
+    x, y = {}, {}
+    for split in MNIST_FILES:
+      source = builder.as_data_source(
+        split, decoders={"image": tfds.decode.SkipDecoding()}
+      )
+      rows = source.__getitems__(range(len(source)))  # one read; row by row takes twice
+      x[split] = np.stack([_pixels(row["image"]) for row in rows])
+      y[split] = np.asarray([row["label"] for row in rows])
   return base.from_arrays(
     x["train"],
     y["train"],
@@ -142,6 +148,11 @@ def load_mnist(
     valid_fraction=valid_fraction,
     scaling="pixels",
   )
+
+
+def _pixels(png: bytes) -> np.ndarray:
+  with PIL.Image.open(io.BytesIO(png)) as image:
+    return np.asarray(image)
 
 
 def load_wine_quality(
@@ -162,15 +173,14 @@ def load_wine_quality(
   Raises:
     InputError: when the data is neither prepared nor to be downloaded.
   """
-  builder = _prepare(
-    lambda: _WineQuality(config="white", data_dir=data_dir, file_format="array_record"),
-    None,
-    "wine quality",
-    stock_wine._DOWNLOAD_URL_WHITE_WINES,
-    "--config.data.path=winequality-white.csv (UCI's file)",
-  )
-  source = builder.as_data_source("train")
-  rows = [source[i] for i in range(len(source))]
+  otherwise = "--config.data.path=winequality-white.csv (UCI's file)"
+  with _quiet(), _one_line_errors("wine quality", otherwise):
+    builder = _WineQuality(
+      config="white", data_dir=data_dir, file_format="array_record"
+    )
+    _prepare(builder, builder.builder_config.dl_url, None)
+    source = builder.as_data_source("train")
+    rows = source.__getitems__(range(len(source)))
   columns = {
     name: np.asarray([row["features"][name] for row in rows])
     for name in wine.MEASUREMENTS
@@ -186,38 +196,63 @@ def load_wine_quality(
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps TFDS's remarks (no OpenCV, no network yet) and its prints from the user."""
+  if not os.isatty(2):
+    tfds.disable_progress_bar()
+  loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    for logger, level in zip(loggers, levels):
+      logger.setLevel(level)
+
+
+@contextlib.contextmanager
 def _one_line_errors(name: str, otherwise: str) -> Iterator[None]:
   """Turns TFDS's tracebacks into one line that says what would work."""
+  give = f"give {otherwise}, or --config.data.data_dir=FOLDER with it prepared by TFDS"
   try:
     yield
+  except InputError:
+    raise
   except ImportError as error:
     raise InputError(
       f"preparing {name} needs the package {error.name}: pip install {error.name}"
     ) from None
-  except (OSError, RuntimeError, ValueError, tfds.download.DownloadError) as error:
-    why = " ".join(str(error).split())[:200] or type(error).__name__
+  except NonMatchingChecksumError as error:
+    why = str(error).partition(", has wrong checksum")[0]
+    raise InputError(f"{name}: not the original file: {why}; {give}") from None
+  except socket.gaierror:
     raise InputError(
-      f"{name} is not prepared here and could not be downloaded; give {otherwise}, or "
-      f"a prepared --config.data.data_dir ({why})"
+      f"{name} is not prepared here and there is no network to download it; {give}"
     ) from None
+  except (
+    OSError,
+    RuntimeError,
+    ValueError,
+    NotImplementedError,
+    tfds.download.DownloadError,
+  ) as error:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    raise InputError(f"{name} cannot be prepared or read ({why}); {give}") from None
 
 
-def _check_network(url: str) -> None:
-  """Answers at once without a network; TFDS would try for minutes."""
-  if not urllib.request.getproxies():
+def _prepare(
+  builder: tfds.core.DatasetBuilder, url: str, manual_dir: str | None
+) -> None:
+  """Downloads, or takes from `manual_dir`, what is not prepared yet."""
+  if builder.is_prepared():
+    return
+  # Without a network TFDS would try for minutes; a proxy resolves the name itself.
+  if manual_dir is None and not urllib.request.getproxies():
     socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, 443)
-
-
-def _prepare(make_builder, manual_dir: str | None, name: str, url: str, otherwise: str):
-  if not os.isatty(2):
-    tfds.disable_progress_bar()
-  with _one_line_errors(name, otherwise):
-    builder = make_builder()
-    if manual_dir is None and not builder.is_prepared():
-      _check_network(url)
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(
-        manual_dir=manual_dir, try_download_gcs=False
-      )
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(
+      manual_dir=manual_dir, try_download_gcs=False
     )
-    return builder
+  )

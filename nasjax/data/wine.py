@@ -41,31 +41,63 @@ def from_measurements(
   valid_fraction: float = 0.2,
   test_fraction: float = 0.2,
 ) -> base.Dataset:
-  """The data set from the eleven columns `[N]` and the labels `[N]`."""
-  target = base.encode_target(labels)
-  indices = base.split_indices(
-    target, seed=seed, valid_fraction=valid_fraction, test_fraction=test_fraction
+  """The data set from the eleven columns `[N]` by name and the labels `[N]`.
+
+  Raises:
+    InputError: what cannot be learned from, in one line.
+  """
+  return base.build(
+    "wine_quality",
+    columns,
+    {name: "numeric" for name in MEASUREMENTS},
+    base.encode_target(labels, "multiclass"),
+    seed=seed,
+    valid_fraction=valid_fraction,
+    test_fraction=test_fraction,
   )
-  kinds = {name: "numeric" for name in MEASUREMENTS}
-  return base.build("wine_quality", columns, kinds, target, indices)
 
 
-def load_csv(path: str | os.PathLike, **options) -> base.Dataset:
+def load_csv(
+  path: str | os.PathLike | None,
+  *,
+  seed: int = 0,
+  valid_fraction: float = 0.2,
+  test_fraction: float = 0.2,
+) -> base.Dataset:
   """The wine task from UCI's `winequality-white.csv` or the survey's three-class file.
 
   Args:
     path: the file; it has the eleven measurements and `quality` or `quality_label`.
-    **options: seed and fractions, see `from_measurements`.
+    seed: draws the splits.
+    valid_fraction: of the rows that are not test.
+    test_fraction: of all rows.
 
   Raises:
-    InputError: when a column is missing.
+    InputError: when a column is missing or is not numbers.
   """
-  table = tabular_files.read_table(tabular_files.check_path(path))
+  file = tabular_files.check_path(path)
+  if file.name.endswith(".npz"):
+    raise InputError(f"{file} is no wine quality file: it holds arrays")
+  table = tabular_files.read_table(file)
   label = "quality_label" if "quality_label" in table.column_names else "quality"
   missing = [n for n in (*MEASUREMENTS, label) if n not in table.column_names]
   if missing:
-    raise InputError(f"{path} is no wine quality file: it lacks {', '.join(missing)}")
-  values = np.array(table[label].to_pylist())
-  labels = classes(values) if label == "quality" else values
-  columns, _, _ = tabular_files.read_columns(table.select(MEASUREMENTS), ())
-  return from_measurements(columns, labels, **options)
+    raise InputError(f"{file} is no wine quality file: it lacks {', '.join(missing)}")
+  labels = tabular_files.target_values(table[label])
+  base.check_complete(labels)
+  columns = {}
+  for name in MEASUREMENTS:
+    columns[name], kind = tabular_files.column_values(table[name])
+    if kind != "numeric":
+      raise InputError(f"column {name!r} of {file} must be numbers, it is {kind}")
+  if label == "quality":
+    if labels.dtype == object:
+      raise InputError(f"column 'quality' of {file} must be numbers")
+    labels = classes(labels)
+  return from_measurements(
+    columns,
+    labels,
+    seed=seed,
+    valid_fraction=valid_fraction,
+    test_fraction=test_fraction,
+  )

@@ -8,22 +8,41 @@ import numpy as np
 import scipy.stats
 
 
+def finite_scores(records: Sequence[dict[str, Any]]) -> np.ndarray:
+  """The scores `[N]` of records, NaN for a failed child."""
+  values = np.array([_score(r) for r in records], float)
+  return np.where(np.isfinite(values), values, np.nan)
+
+
+def _score(record: dict[str, Any]) -> float:
+  score = record.get("score")
+  return math.nan if score is None else score
+
+
 def leaderboard(records: Sequence[dict[str, Any]], top: int = 10) -> list[dict]:
-  """The records with the highest scores, best first; failed ones last."""
-  return sorted(
-    records,
-    key=lambda r: -math.inf if r["score"] is None else r["score"],
-    reverse=True,
-  )[:top]
+  """The records with the highest scores, best first; failed ones last.
+
+  Of equal scores the child that was evaluated first comes first.
+  """
+  scores = np.nan_to_num(finite_scores(records), nan=-np.inf)
+  return [records[i] for i in np.argsort(-scores, kind="stable")[:top]]
 
 
-def incumbent(scores: Sequence[float | None]) -> np.ndarray:
+def best(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+  """The record with the highest score; None when no child has one."""
+  first = leaderboard(records, 1)
+  return first[0] if first and math.isfinite(_score(first[0])) else None
+
+
+def incumbent_curve(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
   """Best score so far after each child, `[N]`; NaN until one did not fail."""
   values = np.array([np.nan if s is None else s for s in scores], float)
   return np.fmax.accumulate(values) if len(values) else values
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
+def kendall_tau(
+  a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
+) -> float | None:
   """Kendall's tau-b over the pairs that are finite; None with fewer than three.
 
   None too when one side is constant, where a rank correlation means nothing.
@@ -41,20 +60,23 @@ def hoeffding_bound(num_hypotheses: int, num_rows: int, delta: float = 0.05) -> 
 
   With probability 1 - delta the accuracy of every one of M architectures fixed before
   the rows were drawn lies within sqrt(ln(2 M / delta) / (2 n)) of its mean over n rows:
-  Hoeffding 1963 with a union bound, the survey's appendix B (its equation 22 for one).
+  Hoeffding 1963 with a union bound, the survey's appendix B. A strategy that chooses
+  the next child from earlier scores on the same rows is not covered: the bound then
+  says the least that must be doubted.
 
   Args:
     num_hypotheses: M.
     num_rows: n.
     delta: probability that it does not hold.
 
+  Returns:
+    The half width, in units of the accuracy (0 to 1).
+
   Raises:
     ValueError: when M or n is not positive, or delta not in (0, 1).
   """
   if num_hypotheses < 1 or num_rows < 1 or not 0 < delta < 1:
-    raise ValueError(
-      f"no bound for M={num_hypotheses}, n={num_rows}, delta={delta}"
-    )
+    raise ValueError(f"no bound for M={num_hypotheses}, n={num_rows}, delta={delta}")
   return math.sqrt(math.log(2 * num_hypotheses / delta) / (2 * num_rows))
 
 
@@ -68,7 +90,13 @@ class Interval(NamedTuple):
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-  """Mean of `[N]` with Student's t interval; one value has no interval (NaN)."""
+  """Mean of `[N]` with Student's t interval; one value has no interval (NaN).
+
+  Raises:
+    ValueError: no values, or confidence not in (0, 1).
+  """
+  if not len(values) or not 0 < confidence < 1:
+    raise ValueError(f"no interval of {len(values)} values at {confidence}")
   x = np.asarray(values, float)
   if len(x) < 2:
     return Interval(float(x.mean()), math.nan, math.nan, math.nan)

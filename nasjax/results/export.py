@@ -38,7 +38,26 @@ def save_best(
   preprocessing: dict[str, Any],
   metrics: dict[str, float],
 ) -> None:
-  """Writes `genotype.json`, `weights.npz` and `preprocessing.json`, each atomically."""
+  """Writes `genotype.json`, `weights.npz` and `preprocessing.json`, each atomically.
+
+  `genotype.json` is written last, so that a folder that has it is whole.
+
+  Args:
+    folder: made when absent.
+    genotype: `[D]` decisions.
+    arch: the same in words.
+    space: what rebuilds the search space.
+    task: name of the task, such as "multiclass".
+    weights: arrays by flat name, `layer_0/kernel` and so on.
+    preprocessing: what was fitted on the training rows; JSON values only.
+    metrics: by name.
+
+  Raises:
+    ValueError: a weight is an array of Python objects, which only pickle could hold.
+  """
+  for name, value in weights.items():
+    if np.asarray(value).dtype.hasobject:
+      raise ValueError(f"weights {name!r} hold Python objects, not numbers")
   target = pathlib.Path(folder)
   target.mkdir(parents=True, exist_ok=True)
   buffer = io.BytesIO()
@@ -71,6 +90,7 @@ def load_best(folder: str | os.PathLike) -> Exported:
       weights = {name: archive[name] for name in archive.files}
   except FileNotFoundError as error:
     raise InputError(f"no model in {source}: {error.filename} is missing") from None
-  except (ValueError, OSError, zipfile.BadZipFile) as error:
-    raise InputError(f"the model in {source} cannot be read: {error}") from None
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(f"the model in {source} cannot be read: {reason}") from None
   return Exported(description, weights, fitted)

@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import Any
 
+import numpy as np
 import tensorboardX
 
 from nasjax.results import records
@@ -28,7 +29,7 @@ class MetricsWriter:
     self._lines.write({"step": step, "time": time.time(), **values})
     for name, value in values.items():
       if not isinstance(value, str):
-        self._board.add_scalar(name, value, step)
+        self._board.add_scalar(name, float(np.asarray(value)), step)
 
   def close(self) -> None:
     """Flushes both."""
@@ -37,5 +38,5 @@ class MetricsWriter:
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`."""
+  """The lines of `metrics.jsonl`, oldest first; none when it is absent."""
   return records.read(pathlib.Path(workdir) / "metrics.jsonl")

@@ -4,18 +4,25 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nasjax.results import analysis
 
-# Okabe and Ito's palette, told apart with any colour vision.
+# Okabe and Ito's palette, told apart with any colour vision. The controller is blue and
+# random search orange in every plot; what is neither is grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+_TOP_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9")
+_MAX_LAYERS_SHOWN = 14
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 Record = dict[str, Any]
 
 
-def _axes(width: float = 6.4, height: float = 3.8):
+def _axes(width: float = 6.0, height: float = 3.8) -> tuple[Figure, Axes]:
   figure = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
@@ -26,9 +33,13 @@ def _axes(width: float = 6.4, height: float = 3.8):
 
 
 def to_svg(figure: Figure) -> str:
-  """The figure as an `<svg>` element; matplotlib escapes its text."""
+  """The figure as an `<svg>` element, the same bytes for the same figure.
+
+  matplotlib escapes the text that it holds.
+  """
   buffer = io.StringIO()
-  figure.savefig(buffer, format="svg", metadata={"Date": None})
+  with matplotlib.rc_context({"svg.hashsalt": "nasjax"}):
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
   text = buffer.getvalue()
   return text[text.index("<svg") :]
 
@@ -40,41 +51,75 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
   return buffer.getvalue()
 
 
-def _scores(records: Sequence[Record]) -> np.ndarray:
-  return np.array([np.nan if r["score"] is None else r["score"] for r in records])
+def metric_label(metric: str) -> str:
+  """The name of a metric as people write it."""
+  return {"r2": "R²"}.get(metric, metric)
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-  """Where the upper half of the scores can be told apart, bottom outliers cut off."""
+def _values(records: Sequence[Record], name: str) -> np.ndarray:
+  values = [np.nan if r.get(name) is None else r[name] for r in records]
+  return np.array(values, float)
+
+
+def _curve(record: Record) -> np.ndarray:
+  return np.array(record.get("curve") or [], float)
+
+
+def _short(text: str, length: int = 34) -> str:
+  """Text for a label: cut to length, and no `$` that would start a formula."""
+  cut = text if len(text) <= length else text[: length - 3] + "..."
+  return cut.replace("$", r"\$")
+
+
+def _limit_to_upper(axes: Axes, values: np.ndarray) -> None:
+  """Shows where good scores can be told apart: the lowest fifth may be cut off."""
   finite = values[np.isfinite(values)]
-  low, top = np.quantile(finite, 0.2), finite.max()
-  margin = max((top - low) * 0.15, 1e-3)
-  return low - margin, top + margin
+  if len(finite):
+    low, top = np.quantile(finite, 0.2), finite.max()
+    margin = max((top - low) * 0.15, 1e-3)
+    axes.set_ylim(low - margin, top + margin)
+
+
+def _legend(axes: Axes, **options) -> None:
+  if axes.get_legend_handles_labels()[0]:
+    options = {"frameon": False, "loc": "lower right", "fontsize": 9} | options
+    axes.legend(**options)
+
+
+def _legend_below(figure: Figure, axes: Axes, ncols: int = 1) -> None:
+  """A legend outside the axes, where it can cover nothing."""
+  handles, names = axes.get_legend_handles_labels()
+  if handles:
+    place: Any = "outside lower center"
+    figure.legend(handles, names, loc=place, ncols=ncols, frameon=False, fontsize=9)
 
 
 def incumbent(
   search: Sequence[Record], control: Sequence[Record], metric: str
 ) -> Figure:
-  """Best score so far against children evaluated, every child a dot."""
+  """Best score so far against children evaluated, every child a dot.
+
+  Args:
+    search: records in the order of evaluation.
+    control: those of random search at the same budget; may be empty.
+    metric: "accuracy" or "r2".
+  """
   figure, axes = _axes()
-  both = []
-  for records, colour, name in (
-    (search, BLUE, "controller"),
-    (control, ORANGE, "random search"),
+  scores = analysis.finite_scores([*search, *control])
+  for part, colour, name in (
+    (scores[: len(search)], BLUE, "controller"),
+    (scores[len(search) :], ORANGE, "random search"),
   ):
-    if not records:
+    if not len(part):
       continue
-    scores, step = _scores(records), np.arange(1, len(records) + 1)
-    both.append(scores)
-    best = analysis.incumbent(scores)
-    axes.plot(step, scores, ".", color=colour, alpha=0.35, markersize=5)
+    step, best = np.arange(1, len(part) + 1), analysis.incumbent_curve(part)
+    axes.plot(step, part, ".", color=colour, alpha=0.35, markersize=5)
     axes.step(step, best, where="post", color=colour, label=name, linewidth=2)
-  if both and np.isfinite(np.concatenate(both)).any():
-    axes.set_ylim(*_limits(np.concatenate(both)))
-  axes.set_xlabel("children trained")
-  axes.set_ylabel(f"score (validation {metric})")
+  _limit_to_upper(axes, scores)
+  axes.set_xlabel("children evaluated")
+  axes.set_ylabel(f"score (validation {metric_label(metric)})")
   axes.set_title("Best so far")
-  axes.legend(frameon=False, loc="lower right")
+  _legend(axes)
   return figure
 
 
@@ -85,66 +130,78 @@ def round_means(search: Sequence[Record], control: Sequence[Record]) -> Figure:
     (search, BLUE, "controller"),
     (control, ORANGE, "random search"),
   ):
-    rounds = sorted({r["round"] for r in records})
-    groups = [_scores([r for r in records if r["round"] == i]) for i in rounds]
-    groups = [group[np.isfinite(group)] for group in groups]
-    kept = [(i + 1, group) for i, group in zip(rounds, groups) if len(group)]
-    if not kept:
+    rounds, scores = _values(records, "round"), analysis.finite_scores(records)
+    known = np.isfinite(rounds) & np.isfinite(scores)
+    shown = np.unique(rounds[known])
+    groups = [scores[known & (rounds == i)] for i in shown]
+    if not groups:
       continue
-    x = [i for i, _ in kept]
-    low, high = zip(*(np.quantile(group, (0.25, 0.75)) for _, group in kept))
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(x, [g.mean() for _, g in kept], "o-", color=colour, label=name)
+    low, high = zip(*(np.quantile(group, (0.25, 0.75)) for group in groups))
+    axes.fill_between(shown + 1, low, high, color=colour, alpha=0.15, linewidth=0)
+    means = [group.mean() for group in groups]
+    axes.plot(shown + 1, means, "o-", color=colour, label=name, markersize=4)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("round")
   axes.set_ylabel("score: mean and quartiles")
   axes.set_title("What each round sampled")
-  axes.legend(frameon=False, loc="lower right")
+  _legend(axes, loc="best")
   return figure
 
 
 def learning_curves(records: Sequence[Record], metric: str, top: int = 5) -> Figure:
-  """Validation metric by epoch, the best children in colour."""
-  figure, axes = _axes()
-  ranked = analysis.leaderboard(records, len(records))
+  """Validation metric by epoch, the best children in colour, the others faint."""
+  figure, axes = _axes(height=4.7)
+  ranked = [r for r in analysis.leaderboard(records, len(records)) if r.get("curve")]
+  top = min(top, len(_TOP_COLOURS))
   for record in reversed(ranked[top:]):
-    epochs = range(1, len(record["curve"]) + 1)
-    axes.plot(epochs, record["curve"], color=GREY, alpha=0.25, linewidth=0.8)
-  colours = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9")
-  for colour, record in zip(colours, ranked[:top]):
-    arch = record["arch"]
-    name = arch if len(arch) <= 34 else arch[:31] + "..."
-    epochs = range(1, len(record["curve"]) + 1)
-    axes.plot(epochs, record["curve"], ".-", color=colour, label=name)
-  values = np.array([v for r in records for v in r["curve"]], float)
-  if metric == "r2" and len(values):
-    axes.set_ylim(max(values.min(), -0.5), 1.0)
+    curve = _curve(record)
+    axes.plot(
+      np.arange(1, len(curve) + 1), curve, color=GREY, alpha=0.25, linewidth=0.8
+    )
+  for colour, record in zip(_TOP_COLOURS, ranked[:top]):
+    curve, name = _curve(record), _short(record.get("arch", ""), 48)
+    epochs = np.arange(1, len(curve) + 1)
+    axes.plot(epochs, curve, ".-", color=colour, label=name, linewidth=1.6)
+  values = np.concatenate([_curve(r) for r in ranked[:top]] or [np.zeros(0)])
+  values = values[np.isfinite(values)]
+  if len(values):
+    # The best children fill the plot; one that diverged would flatten them all.
+    low, high = values.min(), values.max()
+    margin = max((high - low) * 0.08, 1e-3)
+    axes.set_ylim(low - 3 * margin, high + margin)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("epoch")
-  axes.set_ylabel(f"validation {metric}")
+  axes.set_ylabel(f"validation {metric_label(metric)}")
   axes.set_title("Learning curves, the best in colour")
-  axes.legend(frameon=False, fontsize=7, loc="lower right")
+  _legend_below(figure, axes)
   return figure
 
 
 def predicted_against_measured(records: Sequence[Record]) -> Figure:
-  """What the accuracy predictor said before each child was trained."""
-  figure, axes = _axes(4.6, 4.2)
-  pairs = [
-    (r["predicted_score"], r["score"], r["round"])
-    for r in records
-    if r.get("predicted_score") is not None and r["score"] is not None
-  ]
-  predicted, measured, rounds = np.array(pairs, float).reshape(-1, 3).T
-  dots = axes.scatter(
-    measured, predicted, c=rounds + 1, cmap="viridis", s=18, alpha=0.8
+  """What the accuracy predictor said of each child before it was trained."""
+  figure, axes = _axes(height=4.2)
+  predicted, measured = (
+    _values(records, "predicted_score"),
+    analysis.finite_scores(records),
   )
-  if len(pairs):
+  both = np.isfinite(predicted) & np.isfinite(measured)
+  predicted, measured = predicted[both], measured[both]
+  if len(predicted):
+    dots = axes.scatter(
+      measured,
+      predicted,
+      c=np.nan_to_num(_values(records, "round")[both]) + 1,
+      cmap="viridis",
+      s=18,
+      alpha=0.8,
+    )
+    figure.colorbar(dots, ax=axes, label="round", ticks=MaxNLocator(integer=True))
     ends = [min(measured.min(), predicted.min()), max(measured.max(), predicted.max())]
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
-    figure.colorbar(dots, ax=axes, label="round")
   tau = analysis.kendall_tau(predicted, measured)
   axes.set_xlabel("measured score")
   axes.set_ylabel("predicted score")
-  shown = "n/a" if tau is None else f"{tau:.2f}"
+  shown = "not defined" if tau is None else f"{tau:.2f}"
   axes.set_title(f"Accuracy predictor, Kendall's tau {shown}")
   return figure
 
@@ -152,70 +209,70 @@ def predicted_against_measured(records: Sequence[Record]) -> Figure:
 def score_against_params(records: Sequence[Record], metric: str) -> Figure:
   """Score against size, with the children that none beats in both."""
   figure, axes = _axes()
-  done = [r for r in records if r["score"] is not None]
-  size = np.array([r["num_params"] for r in done], float)
-  score = np.array([r["score"] for r in done], float)
-  axes.scatter(size, score, color=BLUE, s=16, alpha=0.5)
-  order = np.lexsort((-score, size))
-  best, front = -np.inf, []
-  for i in order:
-    if score[i] > best:
-      best = score[i]
-      front.append(i)
-  axes.step(
-    size[front], score[front], where="post", color=ORANGE, label="Pareto front"
-  )
-  axes.set_xscale("log")
-  if len(done):
-    axes.set_ylim(*_limits(score))
+  size, score = _values(records, "num_params"), analysis.finite_scores(records)
+  known = np.isfinite(score) & (size > 0)
+  size, score = size[known], score[known]
+  if len(score):
+    axes.set_xscale("log")
+    axes.scatter(size, score, color=BLUE, s=16, alpha=0.5)
+    order = np.lexsort((-score, size))
+    best = np.maximum.accumulate(score[order])
+    front = order[np.diff(best, prepend=-np.inf) > 0]
+    axes.step(size[front], score[front], where="post", color=ORANGE, linewidth=1.2)
+    axes.plot(size[front], score[front], "o", color=ORANGE, label="Pareto front")
+    _limit_to_upper(axes, score)
   axes.set_xlabel("parameters")
-  axes.set_ylabel(f"score (validation {metric})")
+  axes.set_ylabel(f"score (validation {metric_label(metric)})")
   axes.set_title("Size against score")
-  axes.legend(frameon=False, loc="lower right")
+  _legend(axes)
   return figure
 
 
-def final_bars(values: Sequence[tuple[str, float]], metric: str) -> Figure:
-  """Test metric of the retrained winner beside the baselines."""
-  figure, axes = _axes(6.4, 0.5 * len(values) + 1.1)
-  names = [name for name, _ in values][::-1]
-  heights = np.array([value for _, value in values])[::-1]
-  colours = [GREY] * (len(values) - 1) + [BLUE]
-  axes.barh(names, heights, color=colours, height=0.65)
-  for row, height in enumerate(heights):
-    axes.text(max(height, 0), row, f" {height:.4f}", va="center", fontsize=9)
-  axes.set_xlim(min(0, heights.min()), max(heights.max(), 0) * 1.12 or 1)
-  axes.set_xlabel(f"test {metric}")
+def bars_final(values: Sequence[tuple[str, float]], metric: str) -> Figure:
+  """Test metric of the retrained winner, first, beside the baselines.
+
+  Args:
+    values: (name, test metric) from top to bottom, at least one.
+    metric: "accuracy" or "r2".
+  """
+  figure, axes = _axes(height=0.5 * len(values) + 1.2)
+  names, heights = [name for name, _ in values], np.array([v for _, v in values])
+  row = np.arange(len(values))
+  colours = [BLUE] + [ORANGE if n.startswith("random") else GREY for n in names[1:]]
+  axes.barh(row, heights, color=colours, height=0.65)
+  for i, height in enumerate(heights):
+    axes.text(max(height, 0), i, f" {height:.4f}", va="center", fontsize=9)
+  axes.set_yticks(row, names)
+  axes.invert_yaxis()
+  axes.set_xlim(min(0, heights.min()), max(heights.max(), 0) * 1.15 or 1)
+  axes.set_xlabel(f"test {metric_label(metric)}")
   axes.grid(axis="y", visible=False)
   axes.set_title("On rows that nothing was selected on")
   return figure
 
 
-def layer_usage(records: Sequence[Record]) -> Figure:
+def token_usage(records: Sequence[Record]) -> Figure:
   """How often each kind of layer was sampled, early and late in the run."""
   third = max(len(records) // 3, 1)
   parts = {"first third": records[:third], "last third": records[-third:]}
   counts: dict[str, dict[str, int]] = {name: {} for name in parts}
   for name, part in parts.items():
     for record in part:
-      for layer in record["arch"].split(" - "):
+      for layer in filter(None, record.get("arch", "").split(" - ")):
         counts[name][layer] = counts[name].get(layer, 0) + 1
-  late = counts["last third"]
-  names = sorted({n for c in counts.values() for n in c}, key=lambda n: late.get(n, 0))
-  names = names[-14:]
-  figure, axes = _axes(6.4, 0.28 * len(names) + 1.2)
+  early, late = counts.values()
+  names = sorted(early | late, key=lambda n: (-late.get(n, 0), -early.get(n, 0), n))
+  left_out, names = names[_MAX_LAYERS_SHOWN:], names[:_MAX_LAYERS_SHOWN]
+  figure, axes = _axes(height=0.26 * len(names) + 1.7)
   row = np.arange(len(names))
-  for offset, colour, (name, count) in zip((0.2, -0.2), (GREY, BLUE), counts.items()):
-    axes.barh(
-      row + offset,
-      [count.get(n, 0) / len(parts[name]) for n in names],
-      height=0.38,
-      color=colour,
-      label=name,
-    )
-  axes.set_yticks(row, names)
-  axes.set_xlabel("layers per child")
+  for offset, colour, (name, count) in zip((-0.2, 0.2), (GREY, BLUE), counts.items()):
+    shares = [count.get(n, 0) / max(len(parts[name]), 1) for n in names]
+    axes.barh(row + offset, shares, height=0.38, color=colour, label=name)
+  axes.set_yticks(row, [_short(n) for n in names])
+  axes.invert_yaxis()
+  rest = f" ({len(left_out)} rarer kinds not shown)" if left_out else ""
+  axes.set_xlabel(f"layers per child{rest}")
   axes.grid(axis="y", visible=False)
   axes.set_title("What the controller samples")
-  axes.legend(frameon=False, loc="lower right")
+  _legend_below(figure, axes, ncols=2)
   return figure

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nasjax.core.types import InputError
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,15 +25,22 @@ def plain(value: Any) -> Any:
     return plain(value.tolist())
   if isinstance(value, np.generic):
     return plain(value.item())
+  if hasattr(value, "__array__"):  # a jax array, which this layer need not import
+    return plain(np.asarray(value))
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
 
 
 class RecordWriter:
-  """Appends one JSON line per `write`, flushed, so that a crash loses none."""
+  """Appends one JSON line per `write`, flushed, so that a crash loses none.
+
+  A last line that an earlier writer left cut short is dropped first, with a warning:
+  what is appended would otherwise be glued to it, and both lost.
+  """
 
   def __init__(self, path: str | os.PathLike):
+    _mend_last_line(pathlib.Path(path))
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
   def write(self, record: dict[str, Any]) -> None:
@@ -50,6 +59,24 @@ class RecordWriter:
     self.close()
 
 
+def _mend_last_line(path: pathlib.Path) -> None:
+  if not path.exists():
+    return
+  data = path.read_bytes()
+  start = data.rfind(b"\n") + 1
+  if start == len(data):
+    return
+  with path.open("rb+") as file:
+    try:
+      json.loads(data[start:])
+    except ValueError:
+      _LOG.warning("%s: the last line was cut short and is dropped", path)
+      file.truncate(start)
+    else:
+      file.seek(len(data))
+      file.write(b"\n")
+
+
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The records of a file; none when it is absent.
 
@@ -57,19 +84,20 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   a warning.
 
   Raises:
-    ValueError: a line before the last one is no JSON.
+    InputError: a line before the last one is no JSON.
   """
   try:
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
   except FileNotFoundError:
     return []
+  lines = text.removesuffix("\n").split("\n") if text else []
   records = []
   for number, line in enumerate(lines, 1):
     try:
       records.append(json.loads(line))
     except ValueError:
       if number < len(lines):
-        raise ValueError(f"{path}, line {number} is no JSON") from None
+        raise InputError(f"{path}, line {number} is no JSON record") from None
       _LOG.warning("%s: the last line was cut short and is left out", path)
   return records
 

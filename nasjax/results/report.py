@@ -1,182 +1,529 @@
 """The report of a run, from the run's files alone: `report.html` and `report.md`.
 
 The HTML is one self-contained file (style and pictures inline, no script, no network).
-Text that came from data is escaped by jinja2.
+Both are the same sections in the same order; a file or a key that a run does not have
+leaves its row, column or section out. Text that came from data is escaped where the
+templates print it, so nothing here does it.
 """
 
 import json
+import math
 import os
 import pathlib
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
+import numpy as np
 
+from nasjax.core.types import InputError
 from nasjax.results import analysis, plots, records
 
 _TOP = 10
-# Key of the test score in summary.json, row name, keys of validation score and arch.
-_FINAL_ROWS = (
-  ("test_score", "best child, retrained", "best_score", "best_arch"),
+_MAX_FAILED_SHOWN = 20
+_DASH = "–"
+# Row name, then the keys of summary.json by column; of test keys the first that is set.
+_FINAL_ROWS: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (
   (
-    "random_search_test_score",
-    "random search's best, retrained",
-    "random_search_best_score",
-    "random_search_best_arch",
+    "best child, retrained",
+    ("test_score", "test_accuracy"),
+    {
+      "validation": "best_score",
+      "loss": "test_loss",
+      "params": "num_params",
+      "arch": "best_arch",
+    },
   ),
-  ("sklearn_test_score", "scikit-learn MLP", None, None),
-  ("majority_test_score", "majority class", None, None),
+  (
+    "random search's best, retrained",
+    ("random_search_test_score", "random_search_test_accuracy"),
+    {
+      "validation": "random_search_best_score",
+      "loss": "random_search_test_loss",
+      "params": "random_search_num_params",
+      "arch": "random_search_best_arch",
+    },
+  ),
+  ("sklearn", ("sklearn_test_score", "sklearn_test_accuracy"), {}),
+  ("majority", ("majority_test_score", "majority_score", "majority_accuracy"), {}),
 )
+_BASELINE_NAMES = {
+  ("sklearn", "r2"): "scikit-learn MLPRegressor",
+  ("sklearn", "accuracy"): "scikit-learn MLPClassifier",
+  ("majority", "r2"): "mean of the training rows",
+  ("majority", "accuracy"): "majority class",
+}
+# In this order: what an escape itself brings in is not escaped again.
+_MARKDOWN_ESCAPES = (
+  ("\\", "\\\\"),
+  ("&", "&amp;"),
+  ("<", "&lt;"),
+  (">", "&gt;"),
+  ("|", "\\|"),
+  ("`", "\\`"),
+)
+_COSTS = (
+  ("search_seconds", "search, seconds"),
+  ("control_seconds", "random-search control, seconds"),
+  ("retrain_seconds", "retraining, seconds"),
+  ("compile_seconds", "compiling, seconds summed over threads"),
+  ("num_compiles", "programs compiled"),
+  ("num_failed", "children failed"),
+  ("predictor_tau", "Kendall's tau of the accuracy predictor"),
+)
+
+
+class Table(NamedTuple):
+  """A table of text.
+
+  Attributes:
+    columns: (heading, whether it holds numbers) by column.
+    rows: cells by row, as many as there are columns.
+    marked: index of the row that is this run's result; -1 for none.
+  """
+
+  columns: Sequence[tuple[str, bool]]
+  rows: Sequence[Sequence[str]]
+  marked: int = -1
+
+
+class Section(NamedTuple):
+  """A heading and what stands under it; `folded` in HTML until it is asked for."""
+
+  title: str
+  table: Table | None = None
+  notes: Sequence[str] = ()
+  plots: Sequence[dict[str, str]] = ()
+  command: str = ""
+  folded: bool = False
+
+
+class _Run(NamedTuple):
+  """The files of a run, as read."""
+
+  name: str
+  identity: dict[str, Any]
+  summary: dict[str, Any]
+  children: list[dict[str, Any]]
+  control: list[dict[str, Any]]
+
+  @property
+  def metric(self) -> str:
+    first = (r["metric"] for r in self.children if r.get("metric"))
+    return self.summary.get("metric") or next(first, "score")
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes both reports of a run, finished or not.
 
   Args:
-    workdir: holds config.json, records.jsonl and, when there, control_records.jsonl and
-      summary.json.
+    workdir: holds config.json, records.jsonl, control_records.jsonl and summary.json,
+      as far as the run came.
 
   Returns:
     The path of `report.html`.
+
+  Raises:
+    InputError: there is no such folder, or one of its files is damaged.
   """
   folder = pathlib.Path(workdir)
-  context = _context(folder)
-  html = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-  text = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)
-  text.filters["cell"] = _markdown_cell
-  for environment in (html, text):
-    environment.filters |= {"number": _number, "figure": _figure}
-  here = pathlib.Path(__file__).parent
-  template = (here / "report.md.jinja").read_text(encoding="utf-8")
-  records.write_text(folder / "report.md", text.from_string(template).render(context))
-  template = (here / "report.html.jinja").read_text(encoding="utf-8")
-  context["plots"] = _plots(context)
-  records.write_text(folder / "report.html", html.from_string(template).render(context))
+  if not folder.is_dir():
+    raise InputError(f"no run in {folder}: there is no such folder")
+  run = _Run(
+    name=folder.resolve().name,
+    identity=_read_json(folder / "config.json"),
+    summary=_read_json(folder / "summary.json"),
+    children=records.read(folder / "records.jsonl"),
+    control=records.read(folder / "control_records.jsonl"),
+  )
+  context = _context(run)
+  options: dict[str, Any] = {
+    "loader": jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+  }
+  html = jinja2.Environment(autoescape=True, **options)
+  text = jinja2.Environment(autoescape=False, finalize=_markdown, **options)
+  text.filters["verbatim"] = _verbatim
+  for environment, name in ((text, "report.md"), (html, "report.html")):
+    page = environment.get_template(f"{name}.jinja").render(context)
+    records.write_text(folder / name, page)
   return folder / "report.html"
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except ValueError:
+    value = None
+  if not isinstance(value, dict):
+    raise InputError(f"{path} is damaged: it should hold one JSON object")
+  return value
 
 
-def _context(folder: pathlib.Path) -> dict[str, Any]:
-  summary = _read_json(folder / "summary.json")
-  run = _read_json(folder / "config.json")
-  children = records.read(folder / "records.jsonl")
-  metric = summary.get("metric") or (children[0]["metric"] if children else "score")
-  final = [
-    {
-      "name": "mean" if metric == "r2" and name == "majority class" else name,
-      "test": summary[key],
-      "validation": summary.get(validation),
-      "arch": summary.get(arch),
-    }
-    for key, name, validation, arch in _FINAL_ROWS
-    if summary.get(key) is not None
+def _context(run: _Run) -> dict[str, Any]:
+  summary, data = run.summary, run.summary.get("data") or {}
+  final = _final_rows(run)
+  made = [
+    _result(run, final),
+    Section("The run in pictures", plots=_plots(run, final)),
+    _leaderboard(run),
+    _failed(run),
+    _rounds(run),
+    _data(run),
+    _bound(run),
+    _published(run, final),
+    Section("Costs", _pairs((n, summary.get(k)) for k, n in _COSTS)),
+    Section(
+      "Configuration", _pairs(_flatten(run.identity.get("config") or {})), folded=True
+    ),
+    Section("Environment", _pairs((summary.get("environment") or {}).items())),
+    Section("Run it again", command=summary.get("command") or ""),
   ]
+  # A warning about the data is said once: here, not in the data section again.
+  warnings = list(
+    dict.fromkeys([*(summary.get("warnings") or []), *(data.get("warnings") or [])])
+  )
   return {
-    "summary": summary,
-    "experiment": run.get("experiment", summary.get("experiment", folder.name)),
-    "seed": run.get("seed", summary.get("seed")),
-    "smoke": run.get("smoke", False),
-    "metric": {"r2": "R²"}.get(metric, metric),
-    "records": children,
-    "control": records.read(folder / "control_records.jsonl"),
-    "leaders": analysis.leaderboard(children, _TOP),
-    "failed": [r for r in children if r["score"] is None],
-    "final": final,
-    "headline": _headline(summary, final, metric),
-    "config": _flatten(run.get("config", {})),
+    "experiment": run.identity.get("experiment") or summary.get("experiment", run.name),
+    "status": _status(run),
+    "headline": _headline(run, final),
+    "warnings": warnings,
+    "sections": [s for s in made if s.table or s.notes or s.plots or s.command],
   }
 
 
-def _headline(summary: dict[str, Any], final: list[dict], metric: str) -> str:
-  """What came out, in a sentence that also says so when a baseline is better."""
-  if not final or "test_score" not in summary or summary["test_score"] is None:
-    done = summary.get("num_evaluations", 0)
-    planned = summary.get("planned_evaluations", "?")
-    return f"Interrupted after {done} of {planned} children; nothing was tested."
+def _progress(run: _Run) -> str:
+  """How many children of how many, as far as the files say."""
+  done = run.summary.get("num_evaluations")
+  done = len(run.children) if done is None else done
+  planned = run.summary.get("planned_evaluations")
+  if planned is None:
+    strategy = (run.identity.get("config") or {}).get("strategy") or {}
+    if "rounds" in strategy and "population" in strategy:
+      planned = strategy["rounds"] * strategy["population"]
+  return f"{done}{'' if planned is None else f' of {planned}'} children"
+
+
+def _finished(run: _Run) -> bool:
+  return run.summary.get("status") == "finished"
+
+
+def _status(run: _Run) -> str:
+  seed = run.identity.get("seed", run.summary.get("seed"))
+  parts = [
+    "" if seed is None else f"seed {seed}",
+    "smoke version" if run.identity.get("smoke") else "",
+    "finished" if _finished(run) else "interrupted",
+    _progress(run),
+  ]
+  return ", ".join(filter(None, parts))
+
+
+def _final_rows(run: _Run) -> list[dict[str, Any]]:
+  """The retrained winner first, then what it is measured against.
+
+  The first row is there without a test metric too: a run that was cut short has only a
+  validation score.
+  """
+  best = analysis.best(run.children) or {}
+  rows: list[dict[str, Any]] = []
+  for name, tests, keys in _FINAL_ROWS:
+    values = (run.summary.get(key) for key in tests)
+    row = {k: run.summary.get(v) for k, v in keys.items()}
+    row["test"] = next((v for v in values if v is not None), None)
+    row["name"] = _BASELINE_NAMES.get((name, run.metric), name)
+    if not rows:
+      if row["arch"] is None:
+        row |= {"arch": best.get("arch"), "validation": best.get("score")}
+      if row["test"] is None:
+        row["name"] = "best child of the search"
+    if row["test"] is not None or (not rows and row["validation"] is not None):
+      rows.append(row)
+    elif not rows:
+      return []
+  for row, evaluated in zip(rows[:2], (run.children, run.control)):
+    if row.get("params") is None and row.get("arch"):
+      same = (r for r in evaluated if r.get("arch") == row["arch"])
+      row["params"] = next(same, {}).get("num_params")
+  return rows
+
+
+def _headline(run: _Run, final: list[dict[str, Any]]) -> str:
+  """What came out, in sentences that also say so when a baseline is no worse."""
+  text = "" if _finished(run) else f"Interrupted after {_progress(run)}. "
+  if not final:
+    return text + "No child has a score."
   ours, rest = final[0], final[1:]
-  text = (
-    f"{ours['arch']} reaches a test {metric} of {ours['test']:.4f} "
-    f"(score in the search {_number(ours['validation'])})"
-  )
-  better = [f"{r['name']} ({r['test']:.4f})" for r in rest if r["test"] > ours["test"]]
-  equal = [r["name"] for r in rest if r["test"] == ours["test"]]
-  lower = [f"{r['name']} ({r['test']:.4f})" for r in rest if r["test"] < ours["test"]]
+  arch, score = ours["arch"] or "The best child", number(ours["validation"])
+  if ours["test"] is None:
+    return f"{text}{arch} has the best score of the search, {score}; it was not tested."
+  metric = plots.metric_label(run.metric)
+  text += f"{arch} reaches a test {metric} of {number(ours['test'])}"
+  text += f" (validation score {score})."
+  lower = [r for r in rest if r["test"] < ours["test"]]
+  other = [r for r in rest if not r["test"] < ours["test"]]
+  named = [
+    " and ".join(f"{r['name']} ({number(r['test'])})" for r in part)
+    for part in (lower, other)
+  ]
   if lower:
-    text += f", above {_listed(lower)}"
-  if equal:
-    text += f", level with {_listed(equal)}"
-  if better:
-    text += f", but below {_listed(better)}"
-  return text + "."
+    text += f" That is above {named[0]}"
+    text += f", but not better than {named[1]}." if other else "."
+  elif other:
+    text += f" That is not better than {named[1]}."
+  return text
 
 
-def _listed(names: list[str]) -> str:
-  return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
+def _result(run: _Run, final: list[dict[str, Any]]) -> Section:
+  metric = plots.metric_label(run.metric)
+  table = _table(
+    [
+      ("", False),
+      ("validation score", True),
+      (f"test {metric}", True),
+      ("test loss", True),
+      ("parameters", True),
+      ("architecture", False),
+    ],
+    [
+      [r["name"], *map(number, _get(r, "validation", "test", "loss", "params"))]
+      + [_text(r.get("arch"))]
+      for r in final
+    ],
+    marked=0,
+  )
+  notes = []
+  if any(r["test"] is not None for r in final[1:]):
+    notes.append(
+      "The baselines learn from the same train and validation rows and are tested on "
+      "the same test rows; nothing was selected on those."
+    )
+  test_rows = ((run.summary.get("data") or {}).get("rows") or {}).get("test")
+  accuracy = final[0]["test"] if final and run.metric == "accuracy" else None
+  if test_rows and accuracy is not None and 0 < accuracy < 1:
+    error = math.sqrt(accuracy * (1 - accuracy) / test_rows)
+    notes.append(
+      f"On {number(test_rows)} test rows the standard error of the winner's accuracy "
+      f"is {number(error)}: a difference below about twice that may be chance."
+    )
+  return Section("Result", table, notes)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-  rows: list[tuple[str, Any]] = []
+def _leaderboard(run: _Run) -> Section:
+  columns = [("rank", True), ("architecture", False), ("score", True)]
+  columns += [("epochs", True), ("parameters", True), ("FLOPs", True)]
+  columns += [("predicted", True), ("seconds", True)]
+  rows = []
+  for rank, record in enumerate(analysis.leaderboard(run.children, _TOP), 1):
+    failed = record.get("score") is None
+    rows.append(
+      [str(rank), _text(record.get("arch"))]
+      + ["failed" if failed else number(record["score"])]
+      + [*map(number, _get(record, "epochs_run", "num_params", "flops"))]
+      + [number(record.get("predicted_score")), figure(record.get("seconds"))]
+    )
+  return Section("Leaderboard", _table(columns, rows))
+
+
+def _failed(run: _Run) -> Section:
+  failed = [r for r in run.children if r.get("score") is None]
+  rows = [[_text(r.get("arch")), _text(r.get("failure"))] for r in failed]
+  notes = []
+  if len(rows) > _MAX_FAILED_SHOWN:
+    notes.append(f"{len(rows) - _MAX_FAILED_SHOWN} more are in records.jsonl.")
+  columns = [("architecture", False), ("reason", False)]
+  return Section("Failed children", _table(columns, rows[:_MAX_FAILED_SHOWN]), notes)
+
+
+def _rounds(run: _Run) -> Section:
+  """What the plots show, as figures."""
+  searches = [("controller", run.children), ("random search", run.control)]
+  searches = [(name, part) for name, part in searches if part]
+  rounds = sorted({r["round"] for _, p in searches for r in p if "round" in r})
+  rows = []
+  for i in rounds:
+    row = [str(i + 1)]
+    for _, part in searches:
+      scores = analysis.finite_scores([r for r in part if r.get("round") == i])
+      scores = scores[np.isfinite(scores)]
+      row += [number(f(scores)) if len(scores) else _DASH for f in (np.mean, np.max)]
+    rows.append(row)
+  columns = [("round", True)]
+  for name, _ in searches:
+    columns += [(f"{name}: mean score", True), (f"{name}: best score", True)]
+  return Section("Rounds", _table(columns, rows), folded=True)
+
+
+def _data(run: _Run) -> Section:
+  data = run.summary.get("data") or {}
+  classes = data.get("classes")
+  rows = [
+    ("name", data.get("name")),
+    ("task", data.get("task")),
+    ("features", data.get("features")),
+    *((f"{k} rows", v) for k, v in (data.get("rows") or {}).items()),
+    ("classes", f"{len(classes)}: {_text(classes)}" if classes else None),
+  ]
+  return Section("Data", _pairs(rows))
+
+
+def _bound(run: _Run) -> Section:
+  bound, tried, rows = _get(
+    run.summary, "holdout_bound", "num_evaluations", "valid_rows"
+  )
+  if None in (bound, tried, rows):
+    return Section("How far to trust a validation score")
+  return Section(
+    "How far to trust a validation score",
+    notes=[
+      f"With {number(tried)} architectures scored on {number(rows)} validation rows, "
+      f"each validation accuracy may lie {number(bound)} from its true value "
+      "(Hoeffding's bound for all of them at once, at 95 % confidence): among "
+      "accuracies closer together than twice that, the order is not established. The "
+      "bound holds for architectures fixed in advance; a controller chooses them by "
+      "earlier scores on the same rows, so read it as the least to doubt."
+    ],
+  )
+
+
+def _published(run: _Run, final: list[dict[str, Any]]) -> Section:
+  published = run.summary.get("published") or []
+  title = "The survey's figures beside ours"
+  if not isinstance(published, list) or not published:
+    return Section(title)
+  rows = [
+    [_text(row.get("arch")), *map(number, _get(row, "validation", "test"))]
+    + [row.get("note") or "survey"]
+    for row in published
+  ]
+  rows += [
+    [": ".join(filter(None, (r["name"], r.get("arch"))))]
+    + [*map(number, _get(r, "validation", "test")), "this run"]
+    for r in final
+  ]
+  columns = [("architecture", False), ("validation", True), ("test", True)]
+  table = _table([*columns, ("source", False)], rows, marked=len(published))
+  return Section(title, table)
+
+
+def _get(values: Mapping[str, Any], *names: str) -> list[Any]:
+  return [values.get(name) for name in names]
+
+
+def _table(
+  columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], marked: int = -1
+) -> Table | None:
+  """A table without the columns that say nothing; None without rows."""
+  kept = [i for i in range(len(columns)) if any(r[i] not in ("", _DASH) for r in rows)]
+  if not kept:
+    return None
+  return Table([columns[i] for i in kept], [[r[i] for i in kept] for r in rows], marked)
+
+
+def _pairs(rows: Iterable[tuple[str, Any]]) -> Table | None:
+  """A table of names and values, without the values that are not known."""
+  shown = [(name, _text(value)) for name, value in rows if value is not None]
+  return Table([("", False), ("", False)], shown) if shown else None
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+  """Settings by dotted name, exactly as they were given: nothing is rounded."""
+  rows: list[tuple[str, str]] = []
   for name, value in values.items():
     if isinstance(value, dict):
       rows += _flatten(value, f"{prefix}{name}.")
     else:
       shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-      rows.append((prefix + name, shown))
+      rows.append((prefix + name, "none" if shown is None else str(shown)))
   return rows
 
 
-def _number(value: Any) -> str:
-  """A score to four decimals, a count with separators, nothing as a dash."""
-  if value is None:
-    return "–"
+def number(value: Any) -> str:
+  """A score to four decimals, a count with separators, what is not known as a dash."""
+  if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    return _DASH
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return str(value)
   return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _figure(value: Any) -> str:
+def figure(value: Any) -> str:
   """A time or another measured number to three significant digits."""
-  return "–" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+  if not isinstance(value, float) or not math.isfinite(value):
+    return number(value)
+  return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _markdown_cell(value: Any) -> str:
-  text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-  return " ".join(text.split()).replace("|", "\\|")
+def _text(value: Any) -> str:
+  """A value of unknown type as people read it."""
+  if value is None:
+    return ""
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, (list, tuple)):
+    return ", ".join(map(_text, value))
+  return figure(value)
 
 
-def _plots(context: dict[str, Any]) -> list[dict[str, str]]:
-  """Inline SVG with the sentence that says what to see."""
-  children, metric = context["records"], context["metric"]
-  control = context["control"]
-  if not any(r["score"] is not None for r in children):
+def _markdown(value: Any) -> Any:
+  """What every printed expression of report.md goes through: one line, no markup."""
+  if isinstance(value, markupsafe.Markup):
+    return value
+  text = " ".join(str(value).split())
+  for plain, escaped in _MARKDOWN_ESCAPES:
+    text = text.replace(plain, escaped)
+  return text
+
+
+def _verbatim(value: str) -> markupsafe.Markup:
+  """Text for an indented code block, where Markdown knows no markup to escape."""
+  return markupsafe.Markup(" ".join(value.split()))
+
+
+def _plots(run: _Run, final: list[dict[str, Any]]) -> list[dict[str, str]]:
+  """Inline SVG with the sentence that says what to see; none before a child scored."""
+  if analysis.best(run.children) is None:
     return []
   made = []
-  if context["final"]:
-    bars = [(row["name"], row["test"]) for row in context["final"]]
-    made.append((plots.final_bars(bars, metric), "Test rows, used once."))
+  if final[0]["test"] is not None:
+    bars = [(row["name"], row["test"]) for row in final]
+    made.append((plots.bars_final(bars, run.metric), "Test rows, used once."))
   made += [
     (
-      plots.incumbent(children, control, metric),
+      plots.incumbent(run.children, run.control, run.metric),
       "Every dot is a child; children far below the others are cut off.",
     ),
     (
-      plots.round_means(children, control),
+      plots.round_means(run.children, run.control),
       "A controller that learns rises; random search stays level.",
     ),
-    (plots.learning_curves(children, metric), "Grey: all other children."),
+    (
+      plots.learning_curves(run.children, run.metric),
+      "Grey: the other children, cut off below the best.",
+    ),
   ]
-  if any(r.get("predicted_score") is not None for r in children):
+  if any(r.get("predicted_score") is not None for r in run.children):
     made.append(
       (
-        plots.predicted_against_measured(children),
+        plots.predicted_against_measured(run.children),
         "Predicted before the child was trained; on the dashed line it was right.",
       )
     )
-  made += [
-    (
-      plots.score_against_params(children, metric),
-      "On the orange line no smaller child scores as high.",
-    ),
-    (plots.layer_usage(children), "Layers of the first and the last third of the run."),
+  if any(r.get("num_params") is not None for r in run.children):
+    made.append(
+      (
+        plots.score_against_params(run.children, run.metric),
+        "On the orange line no smaller child scores as high.",
+      )
+    )
+  if any(r.get("arch") for r in run.children):
+    note = "Layers of the first and the last third of the run."
+    made.append((plots.token_usage(run.children), note))
+  return [
+    {"svg": plots.to_svg(drawn), "note": note, "title": drawn.axes[0].get_title()}
+    for drawn, note in made
   ]
-  return [{"svg": plots.to_svg(figure), "note": note} for figure, note in made]

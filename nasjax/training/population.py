@@ -124,7 +124,7 @@ def population_trainer(
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
     layers = [space.layers(genotype) for genotype in genotypes]
-    hyper = Hyper(jnp.float32(hyper.learning_rate), jnp.int32(hyper.patience))
+    hyper = hyper.as_arrays()
     init_keys = child_keys(init_key, genotypes)
     train_keys = child_keys(train_key, genotypes)
     if layout == "exact":

@@ -3,6 +3,8 @@
 The survey trains its winner for 50 epochs in batches of 64 with patience 6. Its program
 stopped on a slice that the search had already scored children on; here the train and
 validation rows are pooled and a fresh slice, drawn from the seed, decides when to stop.
+The network that is kept then learns from all pooled rows for that many epochs
+(`refit`): what is held out only to stop would be lost to it otherwise.
 """
 
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from nasjax.data.base import Dataset, Split
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training.losses import get_task
-from nasjax.training.population import device_data, population_trainer
+from nasjax.training.population import Child, device_data, population_trainer
 from nasjax.training.step import Hyper, predict
 
 
@@ -26,9 +28,9 @@ class Retrained(NamedTuple):
     weights: exact weights, None when training failed.
     test_score: the task's metric on the test split; NaN when training failed.
     test_loss: mean loss there.
-    curve: `[T]` metric on the stopping slice.
-    epochs_run: how many epochs ran.
-    seconds: run time, compilation apart.
+    curve: `[T]` metric on the stopping slice, before the refit.
+    epochs_run: how many epochs the kept network learned.
+    seconds: run time of both trainings, compilation apart.
     failure: why it failed, or None.
   """
 
@@ -60,6 +62,7 @@ def retrain(
   learning_rate: float = 1e-3,
   patience: int = 6,
   stop_fraction: float = 0.1,
+  refit: bool = True,
   seed: int = 0,
 ) -> Retrained:
   """Trains one architecture from fresh weights and tests it once.
@@ -74,6 +77,7 @@ def retrain(
     learning_rate: Adam's.
     patience: epochs without a lower loss on the stopping slice before the end.
     stop_fraction: part of the pooled rows that is the stopping slice.
+    refit: whether to learn from all pooled rows in the end.
     seed: draws that slice (stratified, for classes).
 
   Returns:
@@ -87,18 +91,25 @@ def retrain(
     random_state=seed,
     stratify=None if dataset.task == "regression" else pool.y,
   )
-  train = population_trainer(
-    space,
-    task,
-    device_data(
-      (pool.x[fit_rows], pool.y[fit_rows]), (pool.x[stop_rows], pool.y[stop_rows])
-    ),
-    dataset.num_outputs,
-    epochs=epochs,
-    batch_size=batch_size,
-    layout="exact",
-  )
-  (child,) = train(key, np.asarray(genotype)[None], Hyper(learning_rate, patience))
+  def fit(rows: np.ndarray, hyper: Hyper) -> Child:
+    train = population_trainer(
+      space,
+      task,
+      device_data((pool.x[rows], pool.y[rows]), (pool.x[stop_rows], pool.y[stop_rows])),
+      dataset.num_outputs,
+      epochs=epochs,
+      batch_size=batch_size,
+      layout="exact",
+    )
+    return train(key, np.asarray(genotype)[None], hyper)[0]
+
+  stopped = child = fit(fit_rows, Hyper(learning_rate, patience))
+  if refit and stopped.weights is not None:
+    best_epoch = int(np.nanargmin(stopped.valid_loss)) + 1
+    everything = np.arange(len(pool.y))
+    child = fit(
+      everything, Hyper(learning_rate, epochs, best_epoch, restore_best=False)
+    )
   score = loss = float("nan")
   if child.weights is not None:
     outputs = test_outputs(child.weights, child.layers, dataset.test.x)
@@ -108,9 +119,9 @@ def retrain(
     weights=child.weights,
     test_score=score,
     test_loss=loss,
-    curve=child.curve,
+    curve=stopped.curve,
     epochs_run=child.epochs_run,
-    seconds=child.seconds,
+    seconds=stopped.seconds + (child.seconds if child is not stopped else 0.0),
     failure=child.failure,
   )
 

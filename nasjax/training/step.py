@@ -40,17 +40,36 @@ class DeviceData(NamedTuple):
 
 
 class Hyper(NamedTuple):
-  """What may change without another compilation (scalars as arrays)."""
+  """What may change without another compilation; scalars, traced as arrays.
+
+  Attributes:
+    learning_rate: Adam's.
+    patience: epochs without a lower validation loss before training stops.
+    max_epochs: at most this many of the epochs that there are batches for.
+    restore_best: leave the weights of the epoch with the lowest validation loss, not
+      those of the last one.
+  """
 
   learning_rate: Any
   patience: Any
+  max_epochs: Any = 2**30
+  restore_best: Any = True
+
+  def as_arrays(self) -> "Hyper":
+    """The same with every value an array, so that none is baked into a program."""
+    return Hyper(
+      jnp.float32(self.learning_rate),
+      jnp.int32(self.patience),
+      jnp.int32(self.max_epochs),
+      jnp.bool_(self.restore_best),
+    )
 
 
 class TrainResult(NamedTuple):
   """What a training leaves.
 
   Attributes:
-    weights: those of the epoch with the lowest validation loss.
+    weights: those of the epoch with the lowest validation loss, or the last ones.
     curve: `[T]` validation metric after each epoch; NaN where none was run.
     valid_loss: `[T]` likewise.
     train_loss: `[T]` mean over each epoch's steps.
@@ -158,7 +177,9 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
         epoch=carry.epoch + 1,
         weights=flat,
         optimizer=optimizer,
-        best_weights=jnp.where(improved, flat, carry.best_weights),
+        best_weights=jnp.where(
+          improved | ~hyper.restore_best, flat, carry.best_weights
+        ),
         best_loss=jnp.where(improved, valid_loss, carry.best_loss),
         waited=jnp.where(improved, 0, carry.waited + 1),
         diverged=~(jnp.isfinite(valid_loss) & jnp.isfinite(train_loss)),
@@ -169,7 +190,8 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
 
     def goes_on(carry: _Carry):
       patient = carry.waited < hyper.patience
-      return (carry.epoch < num_epochs) & patient & ~carry.diverged
+      within = carry.epoch < jnp.minimum(num_epochs, hyper.max_epochs)
+      return within & patient & ~carry.diverged
 
     nothing = jnp.full(num_epochs, jnp.nan)
     end = jax.lax.while_loop(

@@ -1,0 +1,132 @@
+import jax
+import numpy as np
+import pytest
+
+from nasjax.core.types import InputError
+from nasjax.data import embedded
+from nasjax.networks import mlp
+from nasjax.runtime import CompileCounter
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training.losses import TASKS, get_task
+from nasjax.training.population import device_data, population_trainer
+from nasjax.training.retrain import pooled, retrain
+from nasjax.training.step import Hyper
+
+SPACE = MLPChain(widths=(4, 8), max_layers=4)
+ARCHS = ["8 relu", "4 tanh - dropout 0.2 - 8 elu", "8 relu - 4 sigmoid"]
+GENOTYPES = np.stack([SPACE.parse(arch) for arch in ARCHS])
+HYPER = Hyper(0.01, 2)
+
+
+def trainer(name="iris", layout="exact", epochs=4):
+  dataset = embedded.load(name)
+  return population_trainer(
+    SPACE,
+    get_task(dataset.task),
+    device_data(dataset.train, dataset.valid),
+    dataset.num_outputs,
+    epochs=epochs,
+    batch_size=16,
+    layout=layout,
+  )
+
+
+def same(a, b, tolerance=0.0):
+  np.testing.assert_allclose(a.curve, b.curve, atol=tolerance)
+  np.testing.assert_allclose(a.valid_loss, b.valid_loss, atol=max(tolerance, 1e-7))
+  for left, right in zip(jax.tree.leaves(a.weights), jax.tree.leaves(b.weights)):
+    np.testing.assert_allclose(left, right, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["iris", "breast_cancer", "diabetes"])
+def test_layouts_agree_on_every_task(name):
+  exact = trainer(name)(jax.random.key(0), GENOTYPES, HYPER)
+  padded = trainer(name, "padded")(jax.random.key(0), GENOTYPES, HYPER)
+  for a, b in zip(exact, padded):
+    assert a.epochs_run == b.epochs_run and a.layers == b.layers
+    same(a, b, 2e-4)
+
+
+@pytest.mark.parametrize("layout", ["exact", "padded"])
+def test_a_child_does_not_depend_on_its_neighbours(layout):
+  train = trainer(layout=layout)
+  children = train(jax.random.key(0), GENOTYPES, HYPER)
+  turned = train(jax.random.key(0), GENOTYPES[::-1], HYPER)
+  for a, b in zip(children, turned[::-1]):
+    same(a, b, 0.0 if layout == "exact" else 1e-6)
+  (alone,) = train(jax.random.key(0), GENOTYPES[1:2], HYPER)
+  same(alone, children[1], 0.0 if layout == "exact" else 1e-5)
+  other = train(jax.random.key(1), GENOTYPES, HYPER)
+  assert np.abs(other[0].valid_loss - children[0].valid_loss).max() > 1e-4
+
+
+@pytest.mark.parametrize("layout", ["exact", "padded"])
+def test_compiles_once(layout):
+  train = trainer(layout=layout)
+  train(jax.random.key(0), GENOTYPES, HYPER)
+  with CompileCounter() as again:
+    train(jax.random.key(1), GENOTYPES, Hyper(0.5, 1))
+  assert again.count == 0
+
+
+def test_a_diverging_child_hurts_nobody():
+  def broken(layers, fresh):
+    if len(layers) == 1:
+      fresh[0]["kernel"] = np.full_like(fresh[0]["kernel"], np.nan)
+    return fresh
+
+  for layout in ("exact", "padded"):
+    train = trainer(layout=layout)
+    whole = train(jax.random.key(0), GENOTYPES, HYPER)
+    children = train(jax.random.key(0), GENOTYPES, HYPER, load=broken)
+    assert children[0].failure == "diverged in epoch 1" and children[0].weights is None
+    assert [child.failure for child in children[1:]] == [None, None]
+    for a, b in zip(children[1:], whole[1:]):
+      same(a, b, 1e-6)
+
+
+def test_an_error_in_one_program_fails_that_child_alone(monkeypatch):
+  train = trainer()
+  real = mlp.apply
+
+  def out_of_memory(weights, layers, x, key=None):
+    if len(layers) == 1:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+    return real(weights, layers, x, key)
+
+  monkeypatch.setattr(mlp, "apply", out_of_memory)
+  children = train(jax.random.key(0), GENOTYPES, HYPER)
+  assert children[0].failure == "RESOURCE_EXHAUSTED: out of memory"
+  assert np.isnan(children[0].curve).all() and children[1].failure is None
+
+
+def test_children_are_reported_in_order():
+  seen = []
+  trainer()(jax.random.key(0), GENOTYPES, HYPER, on_child=lambda i, c: seen.append(i))
+  assert seen == [0, 1, 2]
+
+
+def test_settings_that_cannot_be_are_refused():
+  for options in ({"epochs": 0}, {"layout": "sideways"}):
+    with pytest.raises(InputError):
+      trainer(**options)
+
+
+def test_retraining_learns_and_tests_on_the_test_split():
+  dataset = embedded.load("iris")
+  assert len(pooled(dataset).y) == len(dataset.train.y) + len(dataset.valid.y)
+  final = retrain(
+    jax.random.key(0),
+    SPACE,
+    dataset,
+    SPACE.parse("8 relu"),
+    epochs=60,
+    batch_size=16,
+    learning_rate=0.02,
+  )
+  assert final.failure is None and final.test_score > 0.85
+  layers = SPACE.layers(SPACE.parse("8 relu"))
+  outputs = mlp.apply(final.weights, layers, dataset.test.x)
+  assert float((outputs.argmax(1) == dataset.test.y).mean()) == final.test_score
+  loss = TASKS["multiclass"].loss(outputs, dataset.test.y).mean()
+  assert float(loss) == pytest.approx(final.test_loss, rel=1e-5)
