@@ -10,19 +10,18 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
-import markupsafe
 import numpy as np
 
 from nasjax.core.types import InputError
-from nasjax.results import analysis, plots, records
+from nasjax.results import analysis, plots, records, tables
+from nasjax.results.tables import figure, number, text_of
 
 _TOP = 10
 _MAX_FAILED_SHOWN = 20
-_DASH = "–"
 # Row name, then the keys of summary.json by column; of test keys the first that is set.
 _FINAL_ROWS: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (
   (
@@ -54,15 +53,6 @@ _BASELINE_NAMES = {
   ("majority", "r2"): "mean of the training rows",
   ("majority", "accuracy"): "majority class",
 }
-# In this order: what an escape itself brings in is not escaped again.
-_MARKDOWN_ESCAPES = (
-  ("\\", "\\\\"),
-  ("&", "&amp;"),
-  ("<", "&lt;"),
-  (">", "&gt;"),
-  ("|", "\\|"),
-  ("`", "\\`"),
-)
 _COSTS = (
   ("search_seconds", "search, seconds"),
   ("control_seconds", "random-search control, seconds"),
@@ -74,25 +64,11 @@ _COSTS = (
 )
 
 
-class Table(NamedTuple):
-  """A table of text.
-
-  Attributes:
-    columns: (heading, whether it holds numbers) by column.
-    rows: cells by row, as many as there are columns.
-    marked: index of the row that is this run's result; -1 for none.
-  """
-
-  columns: Sequence[tuple[str, bool]]
-  rows: Sequence[Sequence[str]]
-  marked: int = -1
-
-
 class Section(NamedTuple):
   """A heading and what stands under it; `folded` in HTML until it is asked for."""
 
   title: str
-  table: Table | None = None
+  table: tables.Table | None = None
   notes: Sequence[str] = ()
   plots: Sequence[dict[str, str]] = ()
   command: str = ""
@@ -144,8 +120,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     "lstrip_blocks": True,
   }
   html = jinja2.Environment(autoescape=True, **options)
-  text = jinja2.Environment(autoescape=False, finalize=_markdown, **options)
-  text.filters["verbatim"] = _verbatim
+  text = jinja2.Environment(autoescape=False, finalize=tables.markdown, **options)
+  text.filters["verbatim"] = tables.verbatim
   for environment, name in ((text, "report.md"), (html, "report.html")):
     page = environment.get_template(f"{name}.jinja").render(context)
     records.write_text(folder / name, page)
@@ -176,11 +152,13 @@ def _context(run: _Run) -> dict[str, Any]:
     _data(run),
     _bound(run),
     _published(run, final),
-    Section("Costs", _pairs((n, summary.get(k)) for k, n in _COSTS)),
+    Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     Section(
-      "Configuration", _pairs(_flatten(run.identity.get("config") or {})), folded=True
+      "Configuration",
+      tables.pairs(tables.flatten(run.identity.get("config") or {})),
+      folded=True,
     ),
-    Section("Environment", _pairs((summary.get("environment") or {}).items())),
+    Section("Environment", tables.pairs((summary.get("environment") or {}).items())),
     Section("Run it again", command=summary.get("command") or ""),
   ]
   # A warning about the data is said once: here, not in the data section again.
@@ -280,7 +258,7 @@ def _headline(run: _Run, final: list[dict[str, Any]]) -> str:
 
 def _result(run: _Run, final: list[dict[str, Any]]) -> Section:
   metric = plots.metric_label(run.metric)
-  table = _table(
+  table = tables.table(
     [
       ("", False),
       ("validation score", True),
@@ -291,7 +269,7 @@ def _result(run: _Run, final: list[dict[str, Any]]) -> Section:
     ],
     [
       [r["name"], *map(number, _get(r, "validation", "test", "loss", "params"))]
-      + [_text(r.get("arch"))]
+      + [text_of(r.get("arch"))]
       for r in final
     ],
     marked=0,
@@ -321,22 +299,24 @@ def _leaderboard(run: _Run) -> Section:
   for rank, record in enumerate(analysis.leaderboard(run.children, _TOP), 1):
     failed = record.get("score") is None
     rows.append(
-      [str(rank), _text(record.get("arch"))]
+      [str(rank), text_of(record.get("arch"))]
       + ["failed" if failed else number(record["score"])]
       + [*map(number, _get(record, "epochs_run", "num_params", "flops"))]
       + [number(record.get("predicted_score")), figure(record.get("seconds"))]
     )
-  return Section("Leaderboard", _table(columns, rows))
+  return Section("Leaderboard", tables.table(columns, rows))
 
 
 def _failed(run: _Run) -> Section:
   failed = [r for r in run.children if r.get("score") is None]
-  rows = [[_text(r.get("arch")), _text(r.get("failure"))] for r in failed]
+  rows = [[text_of(r.get("arch")), text_of(r.get("failure"))] for r in failed]
   notes = []
   if len(rows) > _MAX_FAILED_SHOWN:
     notes.append(f"{len(rows) - _MAX_FAILED_SHOWN} more are in records.jsonl.")
   columns = [("architecture", False), ("reason", False)]
-  return Section("Failed children", _table(columns, rows[:_MAX_FAILED_SHOWN]), notes)
+  return Section(
+    "Failed children", tables.table(columns, rows[:_MAX_FAILED_SHOWN]), notes
+  )
 
 
 def _rounds(run: _Run) -> Section:
@@ -350,12 +330,14 @@ def _rounds(run: _Run) -> Section:
     for _, part in searches:
       scores = analysis.finite_scores([r for r in part if r.get("round") == i])
       scores = scores[np.isfinite(scores)]
-      row += [number(f(scores)) if len(scores) else _DASH for f in (np.mean, np.max)]
+      row += [
+        number(f(scores)) if len(scores) else tables.DASH for f in (np.mean, np.max)
+      ]
     rows.append(row)
   columns = [("round", True)]
   for name, _ in searches:
     columns += [(f"{name}: mean score", True), (f"{name}: best score", True)]
-  return Section("Rounds", _table(columns, rows), folded=True)
+  return Section("Rounds", tables.table(columns, rows), folded=True)
 
 
 def _data(run: _Run) -> Section:
@@ -366,9 +348,9 @@ def _data(run: _Run) -> Section:
     ("task", data.get("task")),
     ("features", data.get("features")),
     *((f"{k} rows", v) for k, v in (data.get("rows") or {}).items()),
-    ("classes", f"{len(classes)}: {_text(classes)}" if classes else None),
+    ("classes", f"{len(classes)}: {text_of(classes)}" if classes else None),
   ]
-  return Section("Data", _pairs(rows))
+  return Section("Data", tables.pairs(rows))
 
 
 def _bound(run: _Run) -> Section:
@@ -396,7 +378,7 @@ def _published(run: _Run, final: list[dict[str, Any]]) -> Section:
   if not isinstance(published, list) or not published:
     return Section(title)
   rows = [
-    [_text(row.get("arch")), *map(number, _get(row, "validation", "test"))]
+    [text_of(row.get("arch")), *map(number, _get(row, "validation", "test"))]
     + [row.get("note") or "survey"]
     for row in published
   ]
@@ -406,82 +388,12 @@ def _published(run: _Run, final: list[dict[str, Any]]) -> Section:
     for r in final
   ]
   columns = [("architecture", False), ("validation", True), ("test", True)]
-  table = _table([*columns, ("source", False)], rows, marked=len(published))
+  table = tables.table([*columns, ("source", False)], rows, marked=len(published))
   return Section(title, table)
 
 
 def _get(values: Mapping[str, Any], *names: str) -> list[Any]:
   return [values.get(name) for name in names]
-
-
-def _table(
-  columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], marked: int = -1
-) -> Table | None:
-  """A table without the columns that say nothing; None without rows."""
-  kept = [i for i in range(len(columns)) if any(r[i] not in ("", _DASH) for r in rows)]
-  if not kept:
-    return None
-  return Table([columns[i] for i in kept], [[r[i] for i in kept] for r in rows], marked)
-
-
-def _pairs(rows: Iterable[tuple[str, Any]]) -> Table | None:
-  """A table of names and values, without the values that are not known."""
-  shown = [(name, _text(value)) for name, value in rows if value is not None]
-  return Table([("", False), ("", False)], shown) if shown else None
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-  """Settings by dotted name, exactly as they were given: nothing is rounded."""
-  rows: list[tuple[str, str]] = []
-  for name, value in values.items():
-    if isinstance(value, dict):
-      rows += _flatten(value, f"{prefix}{name}.")
-    else:
-      shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-      rows.append((prefix + name, "none" if shown is None else str(shown)))
-  return rows
-
-
-def number(value: Any) -> str:
-  """A score to four decimals, a count with separators, what is not known as a dash."""
-  if value is None or (isinstance(value, float) and not math.isfinite(value)):
-    return _DASH
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    return str(value)
-  return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def figure(value: Any) -> str:
-  """A time or another measured number to three significant digits."""
-  if not isinstance(value, float) or not math.isfinite(value):
-    return number(value)
-  return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _text(value: Any) -> str:
-  """A value of unknown type as people read it."""
-  if value is None:
-    return ""
-  if isinstance(value, bool):
-    return "yes" if value else "no"
-  if isinstance(value, (list, tuple)):
-    return ", ".join(map(_text, value))
-  return figure(value)
-
-
-def _markdown(value: Any) -> Any:
-  """What every printed expression of report.md goes through: one line, no markup."""
-  if isinstance(value, markupsafe.Markup):
-    return value
-  text = " ".join(str(value).split())
-  for plain, escaped in _MARKDOWN_ESCAPES:
-    text = text.replace(plain, escaped)
-  return text
-
-
-def _verbatim(value: str) -> markupsafe.Markup:
-  """Text for an indented code block, where Markdown knows no markup to escape."""
-  return markupsafe.Markup(" ".join(value.split()))
 
 
 def _plots(run: _Run, final: list[dict[str, Any]]) -> list[dict[str, str]]:
