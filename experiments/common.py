@@ -29,6 +29,7 @@ class SpaceConfig:
   prior: str = field(
     "depth", "what is uniform before anything is learned", ("depth", "token")
   )
+  dropout_prior: float = field(0.25, "share of dropout among later layers (depth)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class StrategyConfig:
   updates: int = field(10, "gradient steps on each round's children")
   baseline_decay: float = field(0.9, "of the moving-average baseline")
   fixed_baseline: float | None = field(None, "the survey's 0.5 instead of the average")
-  normalize: bool = field(False, "divide advantages by their root mean square")
+  utility: str = field("rank", "what is rewarded", ("rank", "score"))
   discount: float = field(1.0, "per decision, counted from the sequence's end")
   entropy: float = field(0.0, "weight of the entropy bonus")
   predictor: float = field(1.0, "weight of the accuracy predictor's loss; 0 = none")
@@ -75,9 +76,10 @@ class RetrainConfig:
   epochs: int = field(50, "epochs, at most")
   batch_size: int = field(64, "rows of a step")
   learning_rate: float = field(1e-3, "of Adam")
-  patience: int = field(6, "epochs without a lower loss before it stops")
+  patience: int = field(6, "epochs without a better one before it stops")
+  monitor: str = field("metric", "what decides which is better", ("metric", "loss"))
   stop_fraction: float = field(0.1, "part of train and valid rows that decides to stop")
-  refit: bool = field(True, "in the end learn from all of them, for as many epochs")
+  refit: bool = field(True, "in the end learn from all of them, at a falling rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,11 +238,16 @@ def presets(*names: str) -> dict:
   def preset(name):
     def apply(config: MLPNASConfig) -> MLPNASConfig:
       changes = dict(_SURVEY[name])
-      estimator = {"one_shot": changes.pop("one_shot")}
+      estimator = {"one_shot": changes.pop("one_shot"), "score": "weighted"}
       return replace(
         config,
         space={"prior": "token"},
-        strategy={"fixed_baseline": 0.5, "discount": 0.9, **changes},
+        strategy={
+          "utility": "score",
+          "fixed_baseline": 0.5,
+          "discount": 0.9,
+          **changes,
+        },
         estimator=estimator,
         published=name,
       )

@@ -48,9 +48,10 @@ class MLPChain:
     activations: names out of `ACTIVATIONS`.
     dropout_rate: rate of a dropout layer; 0 leaves dropout out of the vocabulary.
     max_layers: D, the longest chain, output layer included.
-    prior: "depth" draws the number of layers uniformly and then the layers; "token"
-      draws every token uniformly, the survey's way, which makes 3 of 4 chains as long
-      as they can be.
+    prior: "depth" draws the number of layers uniformly and then the layers, of which
+      the later ones are dropout with `dropout_prior`; "token" draws every token
+      uniformly, the survey's way, which makes 3 of 4 chains as long as they can be.
+    dropout_prior: see `prior`; "token" has no use for it.
 
   Raises:
     InputError: when a value is outside what the space can hold.
@@ -61,6 +62,7 @@ class MLPChain:
   dropout_rate: float = 0.2
   max_layers: int = 10
   prior: Literal["depth", "token"] = "depth"
+  dropout_prior: float = 0.25
 
   def __post_init__(self):
     if not self.widths or min(self.widths) < 1:
@@ -81,6 +83,10 @@ class MLPChain:
       raise InputError(
         f"space.max_layers counts the output layer, so it is at least 2; "
         f"got {self.max_layers}"
+      )
+    if not 0 < self.dropout_prior < 1:
+      raise InputError(
+        f"space.dropout_prior must be between 0 and 1, got {self.dropout_prior}"
       )
     if self.prior not in ("depth", "token"):
       raise InputError(f"space.prior must be depth or token, got {self.prior!r}")
@@ -157,7 +163,13 @@ class MLPChain:
       "token": 1.0 / (num_layers + 1.0),
     }[self.prior]
     p_end = jnp.where(first, 0.0, jnp.where(last, 1.0, hazard))
-    probs = jnp.where(allowed, (1.0 - p_end) / num_layers, 0.0)
+    share = jnp.where(allowed, 1.0 / num_layers, 0.0)
+    if self.prior == "depth" and self.has_dropout:
+      p_drop = jnp.where(first, 0.0, self.dropout_prior)
+      dense = allowed & (token <= self.num_dense)
+      share = jnp.where(dense, (1.0 - p_drop) / self.num_dense, 0.0)
+      share = jnp.where(token == self.dropout, p_drop, share)
+    probs = (1.0 - p_end) * share
     probs = jnp.where(token == self.end, p_end, probs)
     probs = jnp.where(ended, (token == PAD).astype(probs.dtype), probs)
     return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)

@@ -8,8 +8,12 @@ Per round of P children with rewards r_i, advantages A_i = r_i - b and decisions
 
   (1)  L = -1/P sum_i A_i sum_t gamma^(T_i - t) log pi(a_it | a_i,<t) - beta H
   (2)  b <- m b + (1 - m) mean_i r_i            (b starts at the first round's mean)
-  (3)  r_i = score_i + c |prediction_i - score_i|            (adversarial part)
+  (3)  r_i = utility_i + c |prediction_i - score_i|          (adversarial part)
   (4)  L_predictor = mean over all measured children of (prediction - score)^2
+
+The utility is the score itself, or its rank: the part of all children measured so far
+that it beats (ties count half). Accuracies of good children differ in the third
+decimal and those of bad ones in the first; ranks teach from both.
 
 Differences from the survey's program (ALGORITHMS 3.1 lists its bugs): the loss selects
 the decision that was drawn; every decision gets credit; discounting runs within a
@@ -20,7 +24,7 @@ A failed child (non-finite score) enters neither the gradient nor the baseline n
 predictor; the history keeps it, so it is not drawn again.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +92,16 @@ def policy_loss(
   return loss, mean_entropy
 
 
+def rank_utility(scores: jax.Array, reference: jax.Array) -> jax.Array:
+  """The part of `reference [N]` that each of `scores [P]` beats; ties count half.
+
+  Entries of the reference that are not finite do not count. Returns `[P]` in [0, 1].
+  """
+  measured = jnp.isfinite(reference)
+  beaten = (scores[:, None] > reference[None]) + 0.5 * (scores[:, None] == reference[None])
+  return jnp.where(measured, beaten, 0.0).sum(-1) / jnp.maximum(measured.sum(), 1)
+
+
 def reinforce(
   space: Space,
   *,
@@ -100,7 +114,7 @@ def reinforce(
   updates: int = 10,
   baseline_decay: float = 0.9,
   fixed_baseline: float | None = None,
-  normalize: bool = True,
+  utility: Literal["score", "rank"] = "rank",
   discount: float = 1.0,
   entropy: float = 0.0,
   predictor: float = 1.0,
@@ -119,8 +133,7 @@ def reinforce(
     updates: gradient steps on each round's children.
     baseline_decay: m of equation (2).
     fixed_baseline: the survey's 0.5, instead of equation (2).
-    normalize: divide advantages by the root of their mean square, so that rewards
-      which differ in the third decimal still teach.
+    utility: what is rewarded, see the module.
     discount: gamma of equation (1).
     entropy: beta of equation (1).
     predictor: weight of equation (4); 0 leaves the accuracy predictor out.
@@ -174,11 +187,12 @@ def reinforce(
     # R2 has no lower bound; one hopeless child must not drown the others.
     scores = jnp.where(measured, jnp.clip(scores, -1.0, 1.0), jnp.nan)
     history = remember(state.history, genotypes, scores)
-    reward = jnp.where(measured, scores, 0.0)
+    known = jnp.where(measured, scores, 0.0)
+    reward = rank_utility(known, history.scores) if utility == "rank" else known
     info = {}
     if predictor:
       info["predicted"] = predict_all(state.params, genotypes)
-      reward = reward + adversarial * jnp.abs(info["predicted"] - reward)  # (3)
+      reward = reward + adversarial * jnp.abs(info["predicted"] - known)  # (3)
     count = jnp.maximum(measured.sum(), 1)
     mean = jnp.where(measured, reward, 0.0).sum() / count
     if fixed_baseline is None:
@@ -188,9 +202,6 @@ def reinforce(
     else:
       baseline = next_baseline = jnp.float32(fixed_baseline)
     advantage = jnp.where(measured, reward - baseline, 0.0)
-    if normalize:
-      scale = jnp.sqrt(jnp.square(advantage).sum() / count)
-      advantage = advantage / (scale + 1e-6)
 
     def loss_fn(params):
       loss, mean_entropy = policy_loss(  # (1)

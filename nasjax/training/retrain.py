@@ -3,8 +3,10 @@
 The survey trains its winner for 50 epochs in batches of 64 with patience 6. Its program
 stopped on a slice that the search had already scored children on; here the train and
 validation rows are pooled and a fresh slice, drawn from the seed, decides when to stop.
-The network that is kept then learns from all pooled rows for that many epochs
-(`refit`): what is held out only to stop would be lost to it otherwise.
+The network that is kept then learns from all pooled rows (`refit`): what is held out
+only to stop would be lost to it otherwise. Its learning rate falls linearly to zero
+over twice the epochs that early stopping found, which is the same learning in sum, and
+ends without the noise of the last steps.
 """
 
 from typing import NamedTuple
@@ -63,6 +65,7 @@ def retrain(
   patience: int = 6,
   stop_fraction: float = 0.1,
   refit: bool = True,
+  monitor: str = "metric",
   seed: int = 0,
 ) -> Retrained:
   """Trains one architecture from fresh weights and tests it once.
@@ -75,8 +78,10 @@ def retrain(
     epochs: at most.
     batch_size: rows of a step.
     learning_rate: Adam's.
-    patience: epochs without a lower loss on the stopping slice before the end.
+    patience: epochs without a better one on the stopping slice before the end.
     stop_fraction: part of the pooled rows that is the stopping slice.
+    monitor: what the stopping slice watches: "metric" (highest) or "loss" (lowest,
+      the survey's).
     refit: whether to learn from all pooled rows in the end.
     seed: draws that slice (stratified, for classes).
 
@@ -103,12 +108,15 @@ def retrain(
     )
     return train(key, np.asarray(genotype)[None], hyper)[0]
 
-  stopped = child = fit(fit_rows, Hyper(learning_rate, patience))
+  hyper = Hyper(learning_rate, patience, monitor_metric=monitor == "metric")
+  stopped = child = fit(fit_rows, hyper)
   if refit and stopped.weights is not None:
-    best_epoch = int(np.nanargmin(stopped.valid_loss)) + 1
-    everything = np.arange(len(pool.y))
+    watched = -stopped.curve if monitor == "metric" else stopped.valid_loss
+    best_epoch = int(np.nanargmin(watched)) + 1
+    length = min(2 * best_epoch, epochs)
     child = fit(
-      everything, Hyper(learning_rate, epochs, best_epoch, restore_best=False)
+      np.arange(len(pool.y)),
+      Hyper(learning_rate, epochs, length, restore_best=False, final_rate=0.0),
     )
   score = loss = float("nan")
   if child.weights is not None:

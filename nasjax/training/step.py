@@ -44,16 +44,22 @@ class Hyper(NamedTuple):
 
   Attributes:
     learning_rate: Adam's.
-    patience: epochs without a lower validation loss before training stops.
+    patience: epochs without a better one before training stops.
     max_epochs: at most this many of the epochs that there are batches for.
-    restore_best: leave the weights of the epoch with the lowest validation loss, not
-      those of the last one.
+    restore_best: leave the weights of the best epoch, not those of the last one.
+    monitor_metric: the best epoch is the one with the highest validation metric, not
+      the one with the lowest validation loss (a classifier's accuracy goes on rising
+      after its loss has begun to).
+    final_rate: the learning rate falls linearly, step by step, to this part of itself
+      at the end of the last epoch that there may be; 1 keeps it.
   """
 
   learning_rate: Any
   patience: Any
   max_epochs: Any = 2**30
   restore_best: Any = True
+  monitor_metric: Any = False
+  final_rate: Any = 1.0
 
   def as_arrays(self) -> "Hyper":
     """The same with every value an array, so that none is baked into a program."""
@@ -62,6 +68,8 @@ class Hyper(NamedTuple):
       jnp.int32(self.patience),
       jnp.int32(self.max_epochs),
       jnp.bool_(self.restore_best),
+      jnp.bool_(self.monitor_metric),
+      jnp.float32(self.final_rate),
     )
 
 
@@ -69,7 +77,7 @@ class TrainResult(NamedTuple):
   """What a training leaves.
 
   Attributes:
-    weights: those of the epoch with the lowest validation loss, or the last ones.
+    weights: those of the best epoch, or of the last one, as `Hyper` says.
     curve: `[T]` validation metric after each epoch; NaN where none was run.
     valid_loss: `[T]` likewise.
     train_loss: `[T]` mean over each epoch's steps.
@@ -138,7 +146,7 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
 
   Returns:
     `train(weights, key, batches [T, S, B], data, hyper) -> TrainResult`. Adam; early
-    stopping on the validation loss with `hyper.patience`; the best weights restored.
+    stopping and the weights that are left as `hyper` says.
   """
   adam = optax.scale_by_adam(eps=ADAM_EPSILON)
 
@@ -147,6 +155,8 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
     # One flat vector: Adam is then one fused loop instead of four per layer, which
     # takes a third off the compile time and costs nothing at run time.
     flat, unravel = ravel_pytree(weights)
+    last_epoch = jnp.minimum(num_epochs, hyper.max_epochs)
+    total_steps = (last_epoch * num_steps).astype(jnp.float32)
 
     def batch_loss(flat, rows, dropout_key):
       outputs = apply(unravel(flat), data.x_train[rows], dropout_key)
@@ -161,8 +171,10 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
         loss, gradient = jax.value_and_grad(batch_loss)(
           flat, rows, jax.random.fold_in(epoch_key, index)
         )
+        done = (carry.epoch * num_steps + index) / total_steps
+        rate = hyper.learning_rate * (1.0 - (1.0 - hyper.final_rate) * done)
         update, optimizer = adam.update(gradient, optimizer)
-        return (flat - hyper.learning_rate * update, optimizer), loss
+        return (flat - rate * update, optimizer), loss
 
       (flat, optimizer), losses = jax.lax.scan(
         step,
@@ -172,7 +184,9 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
       outputs = predict(lambda x: apply(unravel(flat), x, None), data.x_valid)
       valid_loss = task.loss(outputs, data.y_valid).mean()
       train_loss = losses.mean()
-      improved = valid_loss < carry.best_loss
+      metric = task.metric(outputs, data.y_valid)
+      loss = jnp.where(hyper.monitor_metric, -metric, valid_loss)
+      improved = loss < carry.best_loss
       return _Carry(
         epoch=carry.epoch + 1,
         weights=flat,
@@ -180,18 +194,17 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
         best_weights=jnp.where(
           improved | ~hyper.restore_best, flat, carry.best_weights
         ),
-        best_loss=jnp.where(improved, valid_loss, carry.best_loss),
+        best_loss=jnp.where(improved, loss, carry.best_loss),
         waited=jnp.where(improved, 0, carry.waited + 1),
         diverged=~(jnp.isfinite(valid_loss) & jnp.isfinite(train_loss)),
-        curve=carry.curve.at[carry.epoch].set(task.metric(outputs, data.y_valid)),
+        curve=carry.curve.at[carry.epoch].set(metric),
         valid_loss=carry.valid_loss.at[carry.epoch].set(valid_loss),
         train_loss=carry.train_loss.at[carry.epoch].set(train_loss),
       )
 
     def goes_on(carry: _Carry):
       patient = carry.waited < hyper.patience
-      within = carry.epoch < jnp.minimum(num_epochs, hyper.max_epochs)
-      return within & patient & ~carry.diverged
+      return (carry.epoch < last_epoch) & patient & ~carry.diverged
 
     nothing = jnp.full(num_epochs, jnp.nan)
     end = jax.lax.while_loop(

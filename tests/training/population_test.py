@@ -127,6 +127,7 @@ def test_retraining_learns_and_tests_on_the_test_split():
   assert final.failure is None and final.test_score > 0.85
   layers = SPACE.layers(SPACE.parse("8 relu"))
   outputs = mlp.apply(final.weights, layers, dataset.test.x)
-  assert float((outputs.argmax(1) == dataset.test.y).mean()) == final.test_score
+  accuracy = float((outputs.argmax(1) == dataset.test.y).mean())
+  assert accuracy == pytest.approx(final.test_score)
   loss = TASKS["multiclass"].loss(outputs, dataset.test.y).mean()
   assert float(loss) == pytest.approx(final.test_loss, rel=1e-5)
