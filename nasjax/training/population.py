@@ -47,6 +47,7 @@ class Child(NamedTuple):
     curve: `[T]` validation metric by epoch, NaN where none was run.
     valid_loss: `[T]` likewise.
     epochs_run: how many epochs ran.
+    best_epoch: which of them was the best, from 1; 0 when none was.
     seconds: run time, compilation apart (a padded population's time is shared out
       equally).
     failure: why it failed, in a few words; None when it did not.
@@ -57,6 +58,7 @@ class Child(NamedTuple):
   curve: np.ndarray
   valid_loss: np.ndarray
   epochs_run: int
+  best_epoch: int
   seconds: float
   failure: str | None
 
@@ -165,6 +167,7 @@ def _child(
     curve=np.asarray(result.curve),
     valid_loss=np.asarray(result.valid_loss),
     epochs_run=epochs_run,
+    best_epoch=int(result.best_epoch),
     seconds=seconds,
     failure=f"diverged in epoch {epochs_run}" if diverged else None,
   )
@@ -172,7 +175,7 @@ def _child(
 
 def _failed(layers: tuple[Layer, ...], epochs: int, reason: str) -> Child:
   nothing = np.full(epochs, np.nan, np.float32)
-  return Child(layers, None, nothing, nothing, 0, 0.0, reason)
+  return Child(layers, None, nothing, nothing, 0, 0, 0.0, reason)
 
 
 def _exact(space: MLPChain, task: Task, data: DeviceData) -> Callable:

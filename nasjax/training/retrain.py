@@ -96,6 +96,7 @@ def retrain(
     random_state=seed,
     stratify=None if dataset.task == "regression" else pool.y,
   )
+
   def fit(rows: np.ndarray, hyper: Hyper) -> Child:
     train = population_trainer(
       space,
@@ -111,9 +112,7 @@ def retrain(
   hyper = Hyper(learning_rate, patience, monitor_metric=monitor == "metric")
   stopped = child = fit(fit_rows, hyper)
   if refit and stopped.weights is not None:
-    watched = -stopped.curve if monitor == "metric" else stopped.valid_loss
-    best_epoch = int(np.nanargmin(watched)) + 1
-    length = min(2 * best_epoch, epochs)
+    length = min(2 * stopped.best_epoch, epochs)
     child = fit(
       np.arange(len(pool.y)),
       Hyper(learning_rate, epochs, length, restore_best=False, final_rate=0.0),

@@ -47,9 +47,9 @@ class Hyper(NamedTuple):
     patience: epochs without a better one before training stops.
     max_epochs: at most this many of the epochs that there are batches for.
     restore_best: leave the weights of the best epoch, not those of the last one.
-    monitor_metric: the best epoch is the one with the highest validation metric, not
-      the one with the lowest validation loss (a classifier's accuracy goes on rising
-      after its loss has begun to).
+    monitor_metric: the best epoch is the one with the highest validation metric, and
+      among equals the lowest validation loss, not simply the lowest loss (a
+      classifier's accuracy goes on rising after its loss has begun to).
     final_rate: the learning rate falls linearly, step by step, to this part of itself
       at the end of the last epoch that there may be; 1 keeps it.
   """
@@ -82,6 +82,7 @@ class TrainResult(NamedTuple):
     valid_loss: `[T]` likewise.
     train_loss: `[T]` mean over each epoch's steps.
     epochs_run: scalar int32.
+    best_epoch: scalar int32, from 1; 0 when there was none.
     diverged: scalar bool; a loss became NaN or infinite, and training stopped there.
   """
 
@@ -90,6 +91,7 @@ class TrainResult(NamedTuple):
   valid_loss: jax.Array
   train_loss: jax.Array
   epochs_run: jax.Array
+  best_epoch: jax.Array
   diverged: jax.Array
 
 
@@ -99,6 +101,8 @@ class _Carry(NamedTuple):
   optimizer: Any
   best_weights: jax.Array
   best_loss: jax.Array
+  best_metric: jax.Array
+  best_epoch: jax.Array
   waited: jax.Array
   diverged: jax.Array
   curve: jax.Array
@@ -185,8 +189,9 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
       valid_loss = task.loss(outputs, data.y_valid).mean()
       train_loss = losses.mean()
       metric = task.metric(outputs, data.y_valid)
-      loss = jnp.where(hyper.monitor_metric, -metric, valid_loss)
-      improved = loss < carry.best_loss
+      improved = valid_loss < carry.best_loss
+      equal, higher = metric == carry.best_metric, metric > carry.best_metric
+      improved = jnp.where(hyper.monitor_metric, higher | (equal & improved), improved)
       return _Carry(
         epoch=carry.epoch + 1,
         weights=flat,
@@ -194,7 +199,9 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
         best_weights=jnp.where(
           improved | ~hyper.restore_best, flat, carry.best_weights
         ),
-        best_loss=jnp.where(improved, loss, carry.best_loss),
+        best_loss=jnp.where(improved, valid_loss, carry.best_loss),
+        best_metric=jnp.where(improved, metric, carry.best_metric),
+        best_epoch=jnp.where(improved, carry.epoch + 1, carry.best_epoch),
         waited=jnp.where(improved, 0, carry.waited + 1),
         diverged=~(jnp.isfinite(valid_loss) & jnp.isfinite(train_loss)),
         curve=carry.curve.at[carry.epoch].set(metric),
@@ -216,6 +223,8 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
         optimizer=adam.init(flat),
         best_weights=flat,
         best_loss=jnp.float32(jnp.inf),
+        best_metric=jnp.float32(-jnp.inf),
+        best_epoch=jnp.int32(0),
         waited=jnp.int32(0),
         diverged=jnp.bool_(False),
         curve=nothing,
@@ -229,6 +238,7 @@ def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
       valid_loss=end.valid_loss,
       train_loss=end.train_loss,
       epochs_run=end.epoch,
+      best_epoch=end.best_epoch,
       diverged=end.diverged,
     )
 
