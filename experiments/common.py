@@ -92,7 +92,7 @@ class MLPNASConfig:
   retrain: RetrainConfig = RetrainConfig()
   control: bool = field(True, "random search at the same budget, as a control")
   baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
-  published: str = field("", "the survey's table to print beside ours (set by a preset)")
+  published: str = field("", "the survey's table beside ours; a preset sets it")
 
   def smoke(self) -> "MLPNASConfig":
     """The seconds-long version that the tests run end to end."""

@@ -70,7 +70,9 @@ def _job(config, run, dataset, space, summary) -> None:
   fits = dict(metric=summary["metric"], dataset=dataset)
   start = time.perf_counter()
   strategy = common.make_controller(config, space)
-  rounds = _search(config, run, dataset, space, strategy, search_key, "records", summary)
+  rounds = _search(
+    config, run, dataset, space, strategy, search_key, "records", summary
+  )
   best = search.best(rounds)
   summary["search_seconds"] = time.perf_counter() - start
   summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
@@ -89,7 +91,7 @@ def _job(config, run, dataset, space, summary) -> None:
     "retrain_epochs": final.epochs_run,
   }
   if final.weights is not None:
-    _export(run, space, dataset, best.genotype, final, summary)
+    _export(run, space, dataset, best.genotype, final.weights, summary)
 
   if config.baseline:
     run.log("fitting scikit-learn's MLP on the same rows")
@@ -164,7 +166,7 @@ def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
     score = float(evaluation.score[i])
     yield {
       "index": first + i,
-      "round": each.index,
+      "round": each.number,
       "genotype": genotype.tolist(),
       "arch": space.describe(genotype),
       "curve": [float(v) for v in evaluation.curve[i] if np.isfinite(v)],
@@ -266,10 +268,10 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
   }
 
 
-def _export(run, space, dataset, genotype, final: Retrained, summary) -> None:
+def _export(run, space, dataset, genotype, trained_weights, summary) -> None:
   weights = {
     f"layer_{i}/{part}": np.asarray(value)
-    for i, layer in enumerate(final.weights)
+    for i, layer in enumerate(trained_weights)
     for part, value in layer.items()
   }
   export.save_best(
@@ -280,7 +282,7 @@ def _export(run, space, dataset, genotype, final: Retrained, summary) -> None:
     task=dataset.task,
     weights=weights,
     preprocessing=dataset.preprocessing,
-    metrics={"test_score": final.test_score, "test_loss": final.test_loss},
+    metrics={"test_score": summary["test_score"], "test_loss": summary["test_loss"]},
   )
 
 

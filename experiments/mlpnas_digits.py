@@ -26,6 +26,8 @@ class DataConfig:
 class Config(common.MLPNASConfig):
   """Configuration of `mlpnas_digits`."""
 
+  # An epoch is 35 steps here: in the survey's ten nothing has converged.
+  estimator: common.EstimatorConfig = common.EstimatorConfig(epochs=20)
   data: DataConfig = DataConfig()
 
 

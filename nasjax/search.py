@@ -42,16 +42,14 @@ def run(
   estimator_state = estimator.init(estimator_key)
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
   known: dict[bytes, float] = {}
-  for index in range(num_rounds):
-    round_key = jax.random.fold_in(rounds_key, index)
+  for number in range(num_rounds):
+    round_key = jax.random.fold_in(rounds_key, number)
     ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
     asked, strategy_state = ask(ask_key, strategy_state)
     asked = np.asarray(asked, np.int32)
     names = [genotype.tobytes() for genotype in asked]
     fresh = [
-      i
-      for i, name in enumerate(names)
-      if name not in known and names.index(name) == i
+      i for i, name in enumerate(names) if name not in known and names.index(name) == i
     ]
     if not fresh:
       return
@@ -65,7 +63,7 @@ def run(
     strategy_state, info = tell(tell_key, strategy_state, asked, scores)
     info = {name: np.asarray(value) for name, value in info.items()}
     yield Round(
-      index=index,
+      number=number,
       genotypes=asked[fresh],
       evaluation=evaluation,
       info={k: v[fresh] if v.ndim else v.item() for k, v in info.items()},

@@ -20,10 +20,7 @@ def named(key: jax.Array, *names: str) -> tuple[jax.Array, ...]:
   Returns:
     One typed key per name, independent of which other names are asked for.
   """
-  return tuple(
-    jax.random.fold_in(key, zlib.crc32(name.encode()))
-    for name in names
-  )
+  return tuple(jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names)
 
 
 def for_genotypes(key: jax.Array, genotypes: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ class Round(NamedTuple):
   """One ask-estimate-tell of a search.
 
   Attributes:
-    index: which round, from 0.
+    number: which round, from 0.
     genotypes: `[P, D]` int32, the children that were estimated in this round.
     evaluation: their `Evaluation`, in the same order.
     info: what the strategy reports of this round: scalars, and `[P]` arrays in the
@@ -51,7 +51,7 @@ class Round(NamedTuple):
     skipped: how many asked genotypes were left out as estimated before.
   """
 
-  index: int
+  number: int
   genotypes: np.ndarray
   evaluation: Evaluation
   info: dict[str, Any]

@@ -9,13 +9,15 @@ padded one: weights are drawn padded and cut to size, and dropout masks are draw
 the unit axis first (JAX derives every random number from its flat index).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nasjax.spaces.mlp_chain import ACTIVATIONS, Dropout, Layer, MLPChain
 
-Weights = list[dict[str, jax.Array]]
+Weights = list[dict[str, Any]]
 """Exact weights: one `{"kernel": [I, O], "bias": [O]}` per dense layer, output last."""
 
 PaddedWeights = dict[str, dict[str, jax.Array]]

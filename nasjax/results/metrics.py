@@ -3,6 +3,7 @@
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class MetricsWriter:
     self._lines = records.RecordWriter(folder / "metrics.jsonl")
     self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
 
-  def write(self, step: int, values: dict[str, float | str]) -> None:
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
     """One line with `step` and `time`; numbers go to TensorBoard too.
 
     Args:

@@ -174,7 +174,7 @@ class MLPChain:
     probs = jnp.where(ended, (token == PAD).astype(probs.dtype), probs)
     return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)
 
-  def is_legal(self, genotype: jax.Array) -> jax.Array:
+  def is_legal(self, genotype: jax.Array | np.ndarray) -> jax.Array:
     """Whether a genotype `[D]` is in the space (scalar bool)."""
     genotype = jnp.asarray(genotype)
     inside = (genotype >= 0) & (genotype < self.num_tokens)

@@ -30,14 +30,14 @@ class History(NamedTuple):
   """What was tried so far, in a fixed number of rows; the oldest make room.
 
   Attributes:
-    genotypes: `[N, D]` int32; rows at and after `count` are -1, no genotype.
+    genotypes: `[N, D]` int32; rows never filled are -1, no genotype.
     scores: `[N]`; NaN where failed or empty.
-    count: scalar int32, how many were ever added.
+    num_added: scalar int32, how many were ever added.
   """
 
   genotypes: jax.Array
   scores: jax.Array
-  count: jax.Array
+  num_added: jax.Array
 
 
 def empty_history(capacity: int, length: int) -> History:
@@ -45,18 +45,18 @@ def empty_history(capacity: int, length: int) -> History:
   return History(
     genotypes=jnp.full((capacity, length), -1, jnp.int32),
     scores=jnp.full(capacity, jnp.nan),
-    count=jnp.int32(0),
+    num_added=jnp.int32(0),
   )
 
 
 def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> History:
   """The history with `genotypes [P, D]` and `scores [P]` added."""
   capacity = history.scores.shape[0]
-  rows = (history.count + jnp.arange(genotypes.shape[0])) % capacity
+  rows = (history.num_added + jnp.arange(genotypes.shape[0])) % capacity
   return History(
     genotypes=history.genotypes.at[rows].set(genotypes),
     scores=history.scores.at[rows].set(scores),
-    count=history.count + genotypes.shape[0],
+    num_added=history.num_added + genotypes.shape[0],
   )
 
 
@@ -67,16 +67,16 @@ def sample_new(
   history: History,
   population: int,
   *,
-  oversample: int = 4,
+  oversample: int = 8,
   max_tries: int = 16,
 ) -> jax.Array:
   """Draws a population without repeats, among itself and against the history.
 
-  Takes the first `population` new genotypes out of `oversample * population` draws;
-  while that leaves places empty, draws again, alternating between the sampler and the
-  space's prior (a policy that has collapsed would only repeat itself). After
-  `max_tries` draws the places that are left hold repeats: the space is as good as
-  exhausted, and the search loop, which sees them, decides.
+  Takes the first `population` new genotypes out of `oversample * population` draws of
+  the sampler. Places that are left (a policy that has collapsed repeats itself) are
+  filled with new draws from the space's prior. After `max_tries` times as many of those
+  what is still empty holds repeats: the space is as good as exhausted, and the search
+  loop, which sees them, decides.
 
   Args:
     key: typed key.
@@ -92,37 +92,37 @@ def sample_new(
   """
   num_draws = oversample * population
 
+  def draw(one, index):
+    keys = jax.random.split(jax.random.fold_in(key, index), num_draws)
+    return jax.vmap(one)(keys).astype(jnp.int32)
+
   def prior(key):
     return base.sample(space, key)
 
-  def draw(state):
-    found, num_found, tries = state
-    keys = jax.random.split(jax.random.fold_in(key, tries), num_draws)
-    drawn = jax.lax.cond(
-      tries % 2 == 0, jax.vmap(sampler), jax.vmap(prior), keys
-    ).astype(jnp.int32)
+  def take(found, num_found, drawn):
+    """Puts what is new of `drawn` into the places after `num_found`."""
     taken = jnp.concatenate([history.genotypes, found, drawn])
     same = (drawn[:, None] == taken[None]).all(-1)
     # A draw is new if nothing before it in `taken` equals it.
-    before = jnp.arange(taken.shape[0])[None] < (
-      taken.shape[0] - num_draws + jnp.arange(num_draws)[:, None]
-    )
+    own_row = taken.shape[0] - num_draws + jnp.arange(num_draws)
+    before = jnp.arange(taken.shape[0])[None] < own_row[:, None]
     new = ~(same & before).any(-1)
     place = jnp.where(new, num_found + jnp.cumsum(new) - 1, population)
     found = found.at[place].set(drawn, mode="drop")
-    return found, jnp.minimum(num_found + new.sum(), population), tries + 1
+    return found, jnp.minimum(num_found + new.sum(), population)
 
   def unfinished(state):
     _, num_found, tries = state
-    return (num_found < population) & (tries < max_tries)
+    return (num_found < population) & (tries <= max_tries)
+
+  def fill(state):
+    found, num_found, tries = state
+    return *take(found, num_found, draw(prior, tries)), tries + 1
 
   nothing = jnp.full((population, space.length), -1, jnp.int32)
-  found, num_found, _ = jax.lax.while_loop(
-    unfinished, draw, (nothing, jnp.int32(0), jnp.int32(0))
-  )
+  first = take(nothing, jnp.int32(0), draw(sampler, 0))
+  found, num_found, _ = jax.lax.while_loop(unfinished, fill, (*first, jnp.int32(1)))
   # Repeats, but legal ones, where nothing new was left.
-  fill = jax.vmap(prior)(
-    jax.random.split(jax.random.fold_in(key, max_tries), population)
-  )
+  repeats = draw(prior, max_tries + 1)[:population]
   is_new = (jnp.arange(population) < num_found)[:, None]
-  return jnp.where(is_new, found, fill)
+  return jnp.where(is_new, found, repeats)

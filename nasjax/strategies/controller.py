@@ -69,7 +69,7 @@ def lstm_controller(space: Space, *, hidden: int = 128) -> Controller:
   Returns:
     A `Controller`.
   """
-  policy = _LSTMPolicy(hidden, space.num_tokens)
+  policy: Any = _LSTMPolicy(hidden, space.num_tokens)
   start = space.num_tokens
   zero_carry = (jnp.zeros(hidden), jnp.zeros(hidden))
 

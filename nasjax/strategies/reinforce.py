@@ -98,7 +98,8 @@ def rank_utility(scores: jax.Array, reference: jax.Array) -> jax.Array:
   Entries of the reference that are not finite do not count. Returns `[P]` in [0, 1].
   """
   measured = jnp.isfinite(reference)
-  beaten = (scores[:, None] > reference[None]) + 0.5 * (scores[:, None] == reference[None])
+  scores, reference = scores[:, None], reference[None]
+  beaten = (scores > reference) + 0.5 * (scores == reference)
   return jnp.where(measured, beaten, 0.0).sum(-1) / jnp.maximum(measured.sum(), 1)
 
 
@@ -225,7 +226,7 @@ def reinforce(
       "loss": loss,
       "entropy": mean_entropy,
       "predictor_loss": fit,
-      "learning_rate": schedule(history.count // population * updates),
+      "learning_rate": schedule(history.num_added // population * updates),
     }
     return ReinforceState(params, opt_state, next_baseline, history), info
 

@@ -142,7 +142,7 @@ def population_trainer(
       if load is None:
         return padded
       host = jax.tree.map(np.asarray, padded)
-      members = [jax.tree.map(lambda leaf: leaf[i], host) for i in range(len(layers))]
+      members = [_member(host, i) for i in range(len(layers))]
       loaded = [
         mlp.embed(load(chain, mlp.extract(member, chain)), chain, member)
         for chain, member in zip(layers, members)
@@ -171,6 +171,11 @@ def _child(
     seconds=seconds,
     failure=f"diverged in epoch {epochs_run}" if diverged else None,
   )
+
+
+def _member(population: Any, i: int) -> Any:
+  """Member i of a pytree whose leaves have the population axis first."""
+  return jax.tree.map(lambda leaf: leaf[i], population)
 
 
 def _failed(layers: tuple[Layer, ...], epochs: int, reason: str) -> Child:
@@ -204,9 +209,7 @@ def _exact(space: MLPChain, task: Task, data: DeviceData) -> Callable:
       try:
         weights, program = ready.result()
         start = time.perf_counter()
-        result = jax.block_until_ready(
-          program(weights, keys[i], batches, data, hyper)
-        )
+        result = jax.block_until_ready(program(weights, keys[i], batches, data, hyper))
         seconds = time.perf_counter() - start
       except jax.errors.JaxRuntimeError as error:  # out of memory, for one
         return _failed(layers[i], batches.shape[0], str(error).splitlines()[0][:200])
@@ -256,7 +259,7 @@ def _padded(space: MLPChain, task: Task, data: DeviceData) -> Callable:
     host = jax.tree.map(np.asarray, result)
     children: list[Child] = []
     for i, chain in enumerate(layers):
-      member = jax.tree.map(lambda leaf: leaf[i], host)  # noqa: B023
+      member = _member(host, i)
       exact = mlp.extract(member.weights, chain)
       children.append(_child(chain, member, exact, seconds))
       if on_child:

@@ -12,6 +12,7 @@ ends without the noise of the last steps.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -120,8 +121,9 @@ def retrain(
   score = loss = float("nan")
   if child.weights is not None:
     outputs = test_outputs(child.weights, child.layers, dataset.test.x)
-    score = float(task.metric(outputs, dataset.test.y))
-    loss = float(task.loss(outputs, dataset.test.y).mean())
+    targets = jnp.asarray(dataset.test.y)
+    score = float(task.metric(outputs, targets))
+    loss = float(task.loss(outputs, targets).mean())
   return Retrained(
     weights=child.weights,
     test_score=score,

@@ -110,9 +110,7 @@ class _Carry(NamedTuple):
   train_loss: jax.Array
 
 
-def epoch_batches(
-  key: jax.Array, rows: int, batch_size: int, epochs: int
-) -> jax.Array:
+def epoch_batches(key: jax.Array, rows: int, batch_size: int, epochs: int) -> jax.Array:
   """Which rows each step reads: a fresh permutation an epoch, the remainder left out.
 
   Args:

@@ -28,7 +28,12 @@ def enumerate_space(space):
 def test_the_surveys_vocabulary():
   space = MLPChain()
   # ids are 4 * width + activation + 1, then dropout, then the end; 31 classes in all
-  assert (space.num_dense, space.dropout, space.end, space.num_tokens) == (28, 29, 30, 31)
+  assert (space.num_dense, space.dropout, space.end, space.num_tokens) == (
+    28,
+    29,
+    30,
+    31,
+  )
   widths, activations = space.token_widths(), space.token_activations()
   assert (widths[1], widths[4], widths[5], widths[28]) == (8, 8, 16, 512)
   assert activations[1:6].tolist() == [0, 1, 2, 3, 0]
@@ -86,7 +91,13 @@ def test_words_and_genotypes_are_inverse():
   text = "256 relu - dropout 0.2 - 64 tanh"
   layers = MLPChain().layers(MLPChain().parse(text))
   assert layers == (Dense(256, "relu"), Dropout(0.2), Dense(64, "tanh"))
-  for wrong in ("7 relu", "dropout 0.2 - 8 relu", "8 gelu", "", " - ".join(["8 relu"] * 10)):
+  for wrong in (
+    "7 relu",
+    "dropout 0.2 - 8 relu",
+    "8 gelu",
+    "",
+    " - ".join(["8 relu"] * 10),
+  ):
     with pytest.raises(InputError):
       MLPChain().parse(wrong)
 

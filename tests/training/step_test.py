@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nasjax.core.types import InputError
 from nasjax.training import step
 from nasjax.training.losses import TASKS, get_task
-from nasjax.core.types import InputError
 
 HYPER = step.Hyper(0.05, 100).as_arrays()
 

@@ -1,0 +1,1 @@
+"""Measurements whose figures stand in the documents; each prints its own table."""

@@ -1,0 +1,111 @@
+"""What every strategy keeps, run over the table of all of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nasjax.runtime import CompileCounter
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.strategies.random_search import random_search
+from nasjax.strategies.reinforce import reinforce
+
+SPACE = MLPChain(widths=(8, 16), max_layers=4)
+P = 5
+MEMBERS = {
+  "random_search": lambda: random_search(SPACE, population=P, max_evaluations=40),
+  "reinforce": lambda: reinforce(SPACE, population=P, max_evaluations=40, hidden=8),
+  "reinforce_adversarial": lambda: reinforce(
+    SPACE, population=P, max_evaluations=40, hidden=8, adversarial=0.5, entropy=0.01
+  ),
+}
+
+
+@functools.cache
+def compiled(name):
+  """A member whose functions are compiled once for all tests."""
+  strategy = MEMBERS[name]()
+  return strategy._replace(ask=jax.jit(strategy.ask), tell=jax.jit(strategy.tell))
+
+
+@pytest.fixture(params=MEMBERS)
+def strategy(request):
+  return compiled(request.param)
+
+
+def one_round(strategy, state, seed, scores=None):
+  ask, tell = jax.random.split(jax.random.key(seed))
+  genotypes, state = strategy.ask(ask, state)
+  if scores is None:
+    scores = jnp.linspace(0.1, 0.9, P)
+  state, info = strategy.tell(tell, state, genotypes, scores)
+  return genotypes, state, info
+
+
+def test_asks_for_legal_new_genotypes(strategy):
+  state = strategy.init(jax.random.key(0))
+  seen = set()
+  for seed in range(4):
+    genotypes, state, _ = one_round(strategy, state, seed)
+    assert genotypes.shape == (P, SPACE.length) and genotypes.dtype == jnp.int32
+    assert bool(jax.vmap(SPACE.is_legal)(genotypes).all())
+    names = {g.tobytes() for g in np.asarray(genotypes)}
+    assert len(names) == P and not names & seen
+    seen |= names
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_jit_equals_no_jit(name):
+  results = []
+  for member in (MEMBERS[name](), compiled(name)):
+    genotypes, state, _ = one_round(member, member.init(jax.random.key(0)), 1)
+    results.append((genotypes, state))
+  for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1])):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_vmap_equals_loop(strategy):
+  def search(key):
+    init, ask, tell = (jax.random.fold_in(key, i) for i in range(3))
+    genotypes, state = strategy.ask(ask, strategy.init(init))
+    state, _ = strategy.tell(tell, state, genotypes, jnp.linspace(0.0, 1.0, P))
+    return strategy.ask(jax.random.fold_in(key, 3), state)[0]
+
+  keys = jax.random.split(jax.random.key(3), 3)
+  together = jax.jit(jax.vmap(search))(jax.random.clone(keys))
+  loop = jnp.stack([search(key) for key in keys])
+  assert (
+    np.asarray(together) == np.asarray(loop)
+  ).mean() > 0.95  # rounding may flip one
+
+
+def test_compiles_once(strategy):
+  _, state, _ = one_round(strategy, strategy.init(jax.random.key(0)), 1)
+  one_round(strategy, state, 2)
+  with CompileCounter() as again:
+    for seed in range(3, 6):
+      _, state, _ = one_round(strategy, state, seed)
+  assert again.count == 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_failed_children_do_not_spread(strategy, bad):
+  state = strategy.init(jax.random.key(0))
+  for seed in range(2):
+    scores = jnp.full(P, bad) if seed else jnp.linspace(0, 1, P).at[2].set(bad)
+    _, state, info = one_round(strategy, state, seed, scores)
+  genotypes, _ = strategy.ask(jax.random.key(9), state)
+  assert bool(jax.vmap(SPACE.is_legal)(genotypes).all())
+  assert all(bool(jnp.isfinite(v).all()) for k, v in info.items() if k != "baseline")
+
+
+def test_the_same_key_gives_the_same_search(strategy):
+  runs = []
+  for _ in range(2):
+    state = strategy.init(jax.random.key(4))
+    for seed in range(3):
+      genotypes, state, _ = one_round(strategy, state, seed)
+    runs.append(np.asarray(genotypes))
+  assert (runs[0] == runs[1]).all()
