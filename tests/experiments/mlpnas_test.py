@@ -1,0 +1,239 @@
+"""Every experiment's smoke run end to end, its files checked; and its bad inputs."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import run as command_line
+from nasjax.results import export
+from nasjax.spaces.mlp_chain import MLPChain
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FILES = {
+  "config.json",
+  "records.jsonl",
+  "control_records.jsonl",
+  "metrics.jsonl",
+  "summary.json",
+  "report.html",
+  "report.md",
+  "log.txt",
+}
+SUMMARY = set(
+  [
+    "experiment",
+    "seed",
+    "num_evaluations",
+    "num_failed",
+    "best_arch",
+    "best_score",
+    "test_accuracy",
+    "test_loss",
+    "num_params",
+    "majority_accuracy",
+    "sklearn_test_accuracy",
+    "random_search_test_accuracy",
+    "holdout_bound",
+    "search_seconds",
+    "compile_seconds",
+    "num_compiles",
+  ]
+)
+RECORD = set(
+  [
+    "index",
+    "round",
+    "genotype",
+    "arch",
+    "curve",
+    "score",
+    "epochs_run",
+    "num_params",
+    "flops",
+    "seconds",
+    "predicted_score",
+    "seed",
+  ]
+)
+
+
+def run(experiment, workdir, *flags):
+  return command_line.main(
+    [f"--experiment={experiment}", f"--workdir={workdir}", "--smoke", *flags]
+  )
+
+
+def read(path):
+  return json.loads(path.read_text())
+
+
+def check(workdir, experiment, task="multiclass", control=True):
+  """What README promises of a run directory."""
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= FILES - set() if control else FILES - {"control_records.jsonl"}
+  assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
+  summary = read(workdir / "summary.json")
+  assert set(summary) >= (SUMMARY if control else SUMMARY - {
+    "random_search_test_accuracy", "sklearn_test_accuracy"
+  })  # fmt: skip
+  assert summary["experiment"] == experiment and summary["status"] == "finished"
+  lines = (workdir / "records.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert len(records) == summary["num_evaluations"] == 4
+  assert [r["index"] for r in records] == [0, 1, 2, 3]
+  space = MLPChain(widths=(8, 16), max_layers=3)
+  for record in records:
+    assert set(record) >= RECORD
+    assert space.describe(np.array(record["genotype"])) == record["arch"]
+    assert len(record["curve"]) == record["epochs_run"] == 2
+  best = max(records, key=lambda r: r["score"])
+  assert summary["best_arch"] == best["arch"]
+  assert summary["best_score"] == pytest.approx(best["score"])
+  exported = export.load_best(workdir / "best")
+  assert exported.description["arch"] == best["arch"]
+  assert exported.description["task"] == task
+  sizes = sum(array.size for array in exported.weights.values())
+  assert sizes == best["num_params"] == summary["num_params"]
+  report = (workdir / "report.html").read_text()
+  assert best["arch"] in report and "<script" not in report
+  return summary
+
+
+def test_digits(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  assert run("mlpnas_digits", workdir) == 0
+  summary = check(workdir, "mlpnas_digits")
+  assert summary["sklearn_test_accuracy"] > 0.95 > summary["majority_accuracy"]
+  assert 0 < summary["holdout_bound"] < 0.2
+  capsys.readouterr()
+  # the same command again: nothing is run, nothing is touched
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+  assert run("mlpnas_digits", workdir) == 0
+  assert summary["best_arch"] in capsys.readouterr().out
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+  # another config in this folder is refused
+  assert run("mlpnas_digits", workdir, "--seed=1") == 2
+  error = capsys.readouterr().err
+  assert "seed: 0 -> 1" in error and error.count("\n") == 1
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+
+
+def test_the_same_seed_gives_the_same_records(tmp_path):
+  found = []
+  for name in ("a", "b"):
+    flags = ("--config.control=false", "--config.baseline=false")
+    assert run("mlpnas_digits", tmp_path / name, *flags) == 0
+    lines = (tmp_path / name / "records.jsonl").read_text().splitlines()
+    found.append([json.loads(line) | {"seconds": 0} for line in lines])
+  assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_file(tmp_path, task, capsys):
+  rng = np.random.default_rng(0)
+  lines = ["id,colour,size,when,<script>alert(1)</script>,answer"]
+  for i in range(120):
+    size, colour = rng.normal(), ["red", "green", ""][i % 3]
+    answer = f"{size + (colour == 'red'):.4f}" if task == "regression" else size > 0
+    lines.append(f"{i},{colour},{size:.3f},2024-01-{i % 28 + 1:02d},{i % 7},{answer}")
+  path = tmp_path / "mine.csv"
+  path.write_text("\n".join(lines))
+  workdir = tmp_path / "run"
+  flags = (f"--config.data.path={path}", "--config.data.target=answer")
+  assert run("mlpnas_file", workdir, *flags) == 0
+  summary = check(workdir, "mlpnas_file", task)
+  assert "'id'" in "".join(summary["warnings"])
+  assert "'id'" in capsys.readouterr().out
+  if task == "regression":
+    assert summary["test_accuracy"] is None and summary["metric"] == "r2"
+    assert summary["holdout_bound"] is None and summary["test_score"] < 1
+
+
+def test_wine(tmp_path, shared_data):
+  path = shared_data / "wine_quality" / "wine_3class.csv"
+  workdir = tmp_path / "run"
+  flags = (f"--config.data.path={path}", "--config.preset=table6")
+  assert run("mlpnas_wine", workdir, *flags) == 0
+  summary = check(workdir, "mlpnas_wine")
+  assert summary["majority_accuracy"] == pytest.approx(0.628, abs=0.005)
+  assert summary["data"]["features"] == 11
+  assert read(workdir / "config.json")["config"]["estimator"]["one_shot"] == "last"
+  assert "16 sigmoid - 512 sigmoid" in (workdir / "report.md").read_text()
+
+
+def test_speakers(tmp_path, shared_data):
+  path = shared_data / "speakers" / "fsdd_mfcc.npz"
+  workdir = tmp_path / "run"
+  assert run("mlpnas_speakers", workdir, f"--config.data.path={path}") == 0
+  check(workdir, "mlpnas_speakers")
+
+
+def test_mnist(tmp_path, shared_data):
+  workdir = tmp_path / "run"
+  flags = (
+    f"--config.data.manual_dir={shared_data / 'mnist'}",
+    f"--config.data.data_dir={tmp_path / 'tfds'}",
+    "--config.control=false",
+    "--config.baseline=false",
+  )
+  assert run("mlpnas_mnist", workdir, *flags) == 0
+  summary = check(workdir, "mlpnas_mnist", control=False)
+  assert summary["data"]["rows"] == {"train": 48000, "valid": 12000, "test": 10000}
+  assert summary["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+  ("flags", "expected"),
+  [
+    (("--config.strategy.rounds=0",), "--config.strategy.rounds must be positive"),
+    (("--config.strategy.population=-1",), "--config.strategy.population"),
+    (("--config.space.widths=0",), "space.widths"),
+    (("--config.data.path=none.csv",), "none.csv"),
+    ((), "--config.data.path"),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, flags, expected):
+  assert run("mlpnas_file", tmp_path / "run", *flags) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+  # and the folder can be used with the mistake mended
+  assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+def test_a_space_too_small_says_so_and_stops(tmp_path):
+  workdir = tmp_path / "run"
+  flags = ("--config.space.widths=8", "--config.space.activations=relu")
+  flags += ("--config.space.dropout_rate=0", "--config.space.max_layers=3")
+  assert run("mlpnas_digits", workdir, "--config.baseline=false", *flags) == 0
+  summary = read(workdir / "summary.json")
+  assert summary["num_evaluations"] == 2  # all there are: 8 relu, 8 relu - 8 relu
+  assert "nothing new to try after 2 of 4" in (workdir / "log.txt").read_text()
+
+
+def test_ctrl_c_keeps_what_was_recorded(tmp_path):
+  workdir = tmp_path / "run"
+  command = [sys.executable, "run.py", "--experiment=mlpnas_digits", "--smoke"]
+  command += [f"--workdir={workdir}", "--config.strategy.rounds=500"]
+  command += ["--config.space.max_layers=6"]
+  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  try:
+    records = workdir / "records.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and records.read_text().count("\n") >= 2):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert process.returncode == 130 and "Traceback" not in error
+  assert read(workdir / "summary.json")["status"] == "interrupted"
+  assert "Interrupted after" in (workdir / "report.html").read_text()
+  assert len(records.read_text().splitlines()) >= 2
