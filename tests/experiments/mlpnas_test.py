@@ -26,42 +26,38 @@ FILES = {
   "report.md",
   "log.txt",
 }
-SUMMARY = set(
-  [
-    "experiment",
-    "seed",
-    "num_evaluations",
-    "num_failed",
-    "best_arch",
-    "best_score",
-    "test_accuracy",
-    "test_loss",
-    "num_params",
-    "majority_accuracy",
-    "sklearn_test_accuracy",
-    "random_search_test_accuracy",
-    "holdout_bound",
-    "search_seconds",
-    "compile_seconds",
-    "num_compiles",
-  ]
-)
-RECORD = set(
-  [
-    "index",
-    "round",
-    "genotype",
-    "arch",
-    "curve",
-    "score",
-    "epochs_run",
-    "num_params",
-    "flops",
-    "seconds",
-    "predicted_score",
-    "seed",
-  ]
-)
+SUMMARY = {
+  "experiment",
+  "seed",
+  "num_evaluations",
+  "num_failed",
+  "best_arch",
+  "best_score",
+  "test_accuracy",
+  "test_loss",
+  "num_params",
+  "majority_accuracy",
+  "sklearn_test_accuracy",
+  "random_search_test_accuracy",
+  "holdout_bound",
+  "search_seconds",
+  "compile_seconds",
+  "num_compiles",
+}
+RECORD = {
+  "index",
+  "round",
+  "genotype",
+  "arch",
+  "curve",
+  "score",
+  "epochs_run",
+  "num_params",
+  "flops",
+  "seconds",
+  "predicted_score",
+  "seed",
+}
 
 
 def run(experiment, workdir, *flags):
@@ -77,7 +73,7 @@ def read(path):
 def check(workdir, experiment, task="multiclass", control=True):
   """What README promises of a run directory."""
   names = {path.name for path in workdir.iterdir()}
-  assert names >= FILES - set() if control else FILES - {"control_records.jsonl"}
+  assert names >= (FILES if control else FILES - {"control_records.jsonl"})
   assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
   summary = read(workdir / "summary.json")
   assert set(summary) >= (SUMMARY if control else SUMMARY - {
