@@ -3,6 +3,8 @@
 Reproduces the survey's system (sections 4 and 5) on 1,797 images of 8 x 8 pixels.
 
 Command: python run.py --experiment=mlpnas_digits
+Result: seed 0 tests at 0.9722 (random search 0.9750, scikit-learn 0.9806), in 4 min
+52 s with the random-search control, on two shared CPU cores.
 """
 
 import dataclasses

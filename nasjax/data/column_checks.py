@@ -1,5 +1,7 @@
 """Columns that give the answer away or only number the rows, warned of by name."""
 
+import shlex
+
 import numpy as np
 
 from nasjax.data.base import Target
@@ -25,14 +27,19 @@ def column_warnings(
     if is_identifier(values, kinds[name]):
       warnings.append(
         f"column {name!r} looks like an identifier (another value in every row); "
-        f"--config.data.drop={name} leaves it out"
+        f"{_drop_flag(name)} leaves it out"
       )
     elif duplicates_label(values, kinds[name], target):
       warnings.append(
         f"column {name!r} determines the target by itself and may be the label in "
-        f"another form; --config.data.drop={name} leaves it out"
+        f"another form; {_drop_flag(name)} leaves it out"
       )
   return warnings
+
+
+def _drop_flag(name: str) -> str:
+  """The flag that drops a column, as a shell takes it."""
+  return shlex.quote(f"--config.data.drop={name}")
 
 
 def is_identifier(values: np.ndarray, kind: str) -> bool:
