@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -51,6 +52,7 @@ def empty_history(capacity: int, length: int) -> History:
 
 def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> History:
   """The history with `genotypes [P, D]` and `scores [P]` added."""
+  chex.assert_shape(genotypes, (len(scores), history.genotypes.shape[1]))
   capacity = history.scores.shape[0]
   rows = (history.num_added + jnp.arange(genotypes.shape[0])) % capacity
   return History(

@@ -26,6 +26,7 @@ predictor; the history keeps it, so it is not drawn again.
 
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -80,6 +81,8 @@ def policy_loss(
   Returns:
     The loss, and the mean entropy of a sequence (nats).
   """
+  chex.assert_rank([genotypes, advantages], [2, 1])
+  chex.assert_equal_shape_prefix([genotypes, advantages], 1)
   log_p_PD, entropy_PD, is_choice_PD = jax.vmap(controller.log_probs, (None, 0))(
     params, genotypes
   )
