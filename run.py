@@ -6,6 +6,8 @@ Flags:
   --seed=0            of everything random
   --smoke             the seconds-long version
   --overwrite         throw away a run that is in the folder already
+  --compilation_cache=FOLDER|off  where compiled programs are kept between runs
+                      (default: nasjax/programs in the user's cache folder)
   --config.FIELD=...  any field of the experiment's config; --help lists them
 """
 
@@ -75,6 +77,7 @@ def _common_flags() -> flags.FlagValues:
   )
   flags.DEFINE_boolean("smoke", False, "the seconds-long version", **options)
   flags.DEFINE_boolean("overwrite", False, "throw away a run that is there", **options)
+  flags.DEFINE_string("compilation_cache", None, "folder, or off", **options)
   return flag_values
 
 
@@ -170,6 +173,8 @@ def _execute(arguments: Sequence[str]) -> int:
       f"report: {run.workdir / 'report.html'}\n--overwrite runs it again"
     )
     return 0
+  if flag_values.compilation_cache != "off":
+    runtime.use_compilation_cache(flag_values.compilation_cache)
   try:
     module.run(config, run)
   finally:

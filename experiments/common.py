@@ -15,7 +15,7 @@ from nasjax.spaces.mlp_chain import ACTIVATIONS, MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
-from nasjax.training.population import LAYOUTS
+from nasjax.training.packing import LAYOUTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +157,9 @@ def make_control(config: MLPNASConfig, space: MLPChain) -> Strategy:
   )
 
 
-def make_estimator(config: MLPNASConfig, space: MLPChain, dataset, on_child):
-  """The estimator of the config."""
-  return trained(
-    space, dataset, on_child=on_child, **dataclasses.asdict(config.estimator)
-  )
+def make_estimator(config: MLPNASConfig, space: MLPChain, dataset, **callbacks):
+  """The estimator of the config, with the callbacks of `estimators.trained`."""
+  return trained(space, dataset, **dataclasses.asdict(config.estimator), **callbacks)
 
 
 # The survey's six configurations (its tables 1 to 6) and what it printed for them.

@@ -15,10 +15,13 @@ from nasjax import runtime, search
 from nasjax.core import keys
 from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
+from nasjax.estimators.base import Estimator
 from nasjax.results import analysis, export, report
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.training.losses import get_task
+from nasjax.training.packing import Plan
+from nasjax.training.population import Child
 from nasjax.training.retrain import Retrained, pooled, retrain
 
 _BOUND_DELTA = 0.05
@@ -69,10 +72,13 @@ def _job(config, run, dataset, space, summary) -> None:
   )
   fits = dict(metric=summary["metric"], dataset=dataset)
   start = time.perf_counter()
-  strategy = common.make_controller(config, space)
-  rounds = _search(
-    config, run, dataset, space, strategy, search_key, "records", summary
+  watch = _Watch(run)
+  estimator = common.make_estimator(
+    config, space, dataset, on_child=watch.on_child, on_plan=watch.on_plan
   )
+  shared = (config, run, space, estimator, watch)
+  strategy = common.make_controller(config, space)
+  rounds = _search(*shared, strategy, search_key, "records", summary)
   best = search.best(rounds)
   summary["search_seconds"] = time.perf_counter() - start
   summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
@@ -100,9 +106,7 @@ def _job(config, run, dataset, space, summary) -> None:
     run.log("control: random search at the same budget")
     start = time.perf_counter()
     strategy = common.make_control(config, space)
-    control = _search(
-      config, run, dataset, space, strategy, control_key, "control_records", {}
-    )
+    control = _search(*shared, strategy, control_key, "control_records", {})
     chosen = search.best(control)
     final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
     _scores(summary, "random_search", final.test_score, **fits)
@@ -113,11 +117,45 @@ def _job(config, run, dataset, space, summary) -> None:
     }
 
 
+class _Watch:
+  """What the one estimator of a job reports, passed on to the search that is on.
+
+  One estimator serves the search and its control: the programs that the first compiled
+  are there for the second.
+  """
+
+  def __init__(self, run: runtime.Run) -> None:
+    self._run = run
+    self.plan: Plan | None = None
+    self.best = float("-inf")
+
+  def begin(self, label: str, progress) -> None:
+    """A new search starts."""
+    self._label, self._progress = label, progress
+    self._done = self._round = 0
+    self.best = float("-inf")
+
+  def on_plan(self, plan: Plan) -> None:
+    """A round starts."""
+    self.plan = plan
+    self._round += 1
+    self._run.log(f"{self._label}, round {self._round}: {plan.describe()}")
+
+  def on_child(self, index: int, child: Child, score: float) -> None:
+    """A child of the round is done."""
+    del index, child
+    self._done += 1
+    self.best = max(self.best, score) if np.isfinite(score) else self.best
+    shown = f"{self.best:.4f}" if np.isfinite(self.best) else "-"
+    self._progress.update(self._done, round=self._round, best=shown)
+
+
 def _search(
   config: common.MLPNASConfig,
   run: runtime.Run,
-  dataset: Dataset,
   space: MLPChain,
+  estimator: Estimator,
+  watch: _Watch,
   strategy: Strategy,
   key: jax.Array,
   name: str,
@@ -126,25 +164,17 @@ def _search(
   """One search with records, metrics and progress; the rounds that were done."""
   planned = config.strategy.rounds * config.strategy.population
   done = failed = 0
-  best = float("-inf")
   rounds: list[Round] = []
   label = "search" if name == "records" else "control"
   with run.progress(planned, label) as progress, run.records(name) as records:
-
-    def on_child(i, child, score):
-      nonlocal best
-      best = max(best, score) if np.isfinite(score) else best
-      shown = f"{best:.4f}" if np.isfinite(best) else "-"
-      progress.update(done + i + 1, round=len(rounds) + 1, best=shown)
-
-    estimator = common.make_estimator(config, space, dataset, on_child)
+    watch.begin(label, progress)
     for each in search.run(strategy, estimator, key, num_rounds=config.strategy.rounds):
       for record in _records(each, space, done, run.seed, summary.get("metric")):
         records.write(record)
         failed += record["score"] is None
       done += len(each.genotypes)
       rounds.append(each)
-      run.metrics.write(done, _metrics(each, label, best))
+      run.metrics.write(done, _metrics(each, label, watch))
       summary |= {"num_evaluations": done, "num_failed": failed}
   if done < planned:
     run.warn(
@@ -183,16 +213,23 @@ def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
     }
 
 
-def _metrics(each: Round, label: str, best: float) -> dict[str, float]:
+def _metrics(each: Round, label: str, watch: _Watch) -> dict[str, float]:
   scores = np.asarray(each.evaluation.score)
   finite = scores[np.isfinite(scores)]
   values = {
-    "best_score": best,
+    "best_score": watch.best,
     "mean_score": finite.mean() if len(finite) else float("nan"),
     "round_seconds": float(np.sum(each.evaluation.cost)),
     "skipped": each.skipped,
     **{k: v for k, v in each.info.items() if np.ndim(v) == 0},
   }
+  if watch.plan:
+    values |= {
+      "plan_programs": len(watch.plan.groups),
+      "plan_new_programs": watch.plan.num_new,
+      "plan_compile_seconds": watch.plan.compile_seconds,
+      "plan_run_seconds": watch.plan.run_seconds,
+    }
   return {f"{label}/{k}": float(v) for k, v in values.items()}
 
 

@@ -19,6 +19,7 @@ import rich.table
 import rich.text
 
 import nasjax
+from nasjax.core import cache
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
 from nasjax.results import records as records_lib
@@ -224,6 +225,29 @@ class Run:
     """Flushes what is buffered."""
     if self._metrics is not None:
       self._metrics.close()
+
+
+# What the persistent cache may take, and the shortest compilation worth a file.
+_CACHE_BYTES = 2 * 2**30
+_CACHE_SECONDS = 0.1
+
+
+def use_compilation_cache(folder: str | os.PathLike | None) -> None:
+  """Keeps compiled programs between processes; the least used go when it is full.
+
+  Args:
+    folder: where, or None for the user's cache folder. A folder that cannot be made
+      leaves programs uncached: that costs time and nothing else.
+  """
+  path = pathlib.Path(folder) if folder else cache.folder() / "programs"
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHE_SECONDS)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def open_run(

@@ -1,12 +1,18 @@
 """Every test runs with reused keys and silent rank promotion turned into errors."""
 
+import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What a test caches is neither this user's nor from an earlier session.
+_CACHE = tempfile.TemporaryDirectory(prefix="nasjax-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -17,12 +17,8 @@ from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training import shared_weights
 from nasjax.training.losses import get_task
-from nasjax.training.population import (
-  Child,
-  Layout,
-  device_data,
-  population_trainer,
-)
+from nasjax.training.packing import Layout, Plan
+from nasjax.training.population import Child, device_data, population_trainer
 from nasjax.training.step import SCORES, Hyper
 
 
@@ -38,6 +34,7 @@ def trained(
   one_shot: shared_weights.Rule = "off",
   layout: Layout = "auto",
   on_child: Callable[[int, Child, float], None] | None = None,
+  on_plan: Callable[[Plan], None] | None = None,
 ) -> Estimator:
   """Trains every child on the train split and scores it on the validation split.
 
@@ -50,8 +47,10 @@ def trained(
     patience: epochs without a lower validation loss before a child stops.
     score: "weighted" (the survey's), "best" or "last" epoch.
     one_shot: share weights by bigram, see `training.shared_weights`.
-    layout: see `training.population`.
-    on_child: called as `(i, child, score)` when child i of a round is done.
+    layout: see `training.packing`.
+    on_child: called as `(i, child, score)` when child i of a round is done, in the
+      order in which they are.
+    on_plan: called with a round's plan before it starts.
 
   Returns:
     An `Estimator` (host side). Its state is a `SharedWeights` table, empty without
@@ -107,6 +106,7 @@ def trained(
       Hyper(learning_rate, patience),
       load=load if state.weights else None,
       on_child=report,
+      on_plan=on_plan,
     )
     scores = [child_score(child) for child in children]
     if one_shot != "off":

@@ -1,34 +1,67 @@
 """A chain of the MLP space as a network, in two forms that compute the same function.
 
 *Exact*: the layers are static, one program per architecture, no wasted arithmetic.
-*Padded*: the genotype is traced, one program for every architecture, each layer as wide
-as the widest; what lies outside a layer's units is held at zero.
+*Framed*: a frame is a sequence of dense slots of fixed widths; the layers are traced,
+so one program serves every chain that fits into the frame. A slot is as wide as the
+layer in it or wider (what lies outside is held at zero), or stays empty.
 
-The two agree because randomness is laid out so that the exact draw is a prefix of the
-padded one: weights are drawn padded and cut to size, and dropout masks are drawn with
-the unit axis first (JAX derives every random number from its flat index).
+The two agree because every random number is drawn by coordinate (`core.counter`): the
+weights and dropout masks of a layer are a corner of those of any wider slot.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nasjax.spaces.mlp_chain import ACTIVATIONS, Dropout, Layer, MLPChain
+from nasjax.core import counter
+from nasjax.spaces.mlp_chain import Dense, Dropout, Layer
 
 Weights = list[dict[str, Any]]
-"""Exact weights: one `{"kernel": [I, O], "bias": [O]}` per dense layer, output last."""
+"""One `{"kernel": [I, O], "bias": [O]}` per dense layer or slot, output last."""
 
-PaddedWeights = dict[str, dict[str, jax.Array]]
-"""`first`: kernel `[F, W]`; `middle`: kernels `[D-2, W, W]`; `head`: kernel `[W, C]`;
-each with its bias. The layer at position i >= 1 has row i - 1 of `middle`."""
+Frame = tuple[int, ...]
+"""Widths of the dense slots of a framed program, in order."""
 
 _FUNCTIONS = {
   "sigmoid": jax.nn.sigmoid,
   "tanh": jnp.tanh,
   "relu": jax.nn.relu,
   "elu": jax.nn.elu,
+}
+_OUTPUT = np.uint32(2**31)  # where a dense layer's number would stand
+
+
+class Slot(NamedTuple):
+  """The layer in one slot, as a framed program reads it.
+
+  All values are arrays of the host's making, in the form in which the program uses
+  them: whatever it would have to derive from a genotype would be compiled once a slot.
+
+  Attributes:
+    inside: `[W]` float32, 1 for the units in use.
+    used: bool, False for an empty slot.
+    activation: the row of `ACTIVATION_TERMS`, as six float32 scalars.
+    salt: uint32, what sets the draws of this layer's dropout apart.
+    kept: float32, the probability with which the dropout after it keeps a unit.
+  """
+
+  inside: Any
+  used: Any
+  activation: tuple[Any, ...]
+  salt: Any
+  kept: Any
+
+
+# Each activation is  a + b tanh(c x) + d max(x, 0) + e expm1(min(x, 0)),  and its slope
+# at the value y is  f (b^2 - (y - a)^2) + (d if y > 0 else e (y + 1)).
+ACTIVATION_TERMS = {
+  "sigmoid": (0.5, 0.5, 0.5, 0.0, 0.0, 1.0),
+  "tanh": (0.0, 1.0, 1.0, 0.0, 0.0, 1.0),
+  "relu": (0.0, 0.0, 0.0, 1.0, 0.0, 0.0),
+  "elu": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0),
 }
 
 
@@ -53,128 +86,142 @@ def flops(layers: tuple[Layer, ...], num_features: int, num_outputs: int) -> int
 
 
 def init(
-  key: jax.Array,
-  space: MLPChain,
-  genotype: jax.Array,
-  num_features: int,
-  num_outputs: int,
-) -> PaddedWeights:
-  """Glorot-uniform kernels and zero biases (Keras's dense layer), padded.
+  seed: Any, layers: tuple[Layer, ...], num_features: int, num_outputs: int
+) -> Weights:
+  """Exact weights on the host: Glorot-uniform kernels, zero biases (as Keras's).
 
   Args:
-    key: typed key of this child.
-    space: the space of the genotype.
-    genotype: `[D]` int32, traced or not.
+    seed: uint32 of this child.
+    layers: the hidden layers.
     num_features: F.
     num_outputs: C.
-
-  Returns:
-    Padded weights; the limit of each kernel is that of its true fan-in and fan-out.
-    Entries outside a layer's units are drawn too: `apply_padded` never reads them and
-    `extract` cuts them off.
   """
-  widths_D = jnp.asarray(space.token_widths())[genotype]
-  fan_in_D = _widths_before(widths_D)
-  units = space.max_width
-  first_key, middle_key, head_key = (jax.random.fold_in(key, i) for i in range(3))
-
-  def kernel(key, shape, fan_in, fan_out):
-    limit = jnp.sqrt(6.0 / (fan_in + fan_out))
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * limit
-
-  num_middle = space.length - 2
-  middle = [
-    kernel(
-      jax.random.fold_in(middle_key, i),
-      (units, units),
-      fan_in_D[i + 1],
-      widths_D[i + 1],
+  sizes = [num_features, *dense_widths(layers), num_outputs]
+  numbers = [*range(len(sizes) - 2), _OUTPUT]
+  weights: Weights = []
+  for fan_in, fan_out, number in zip(sizes[:-1], sizes[1:], numbers):
+    limit = np.float32(np.sqrt(6.0 / (fan_in + fan_out)))
+    draws = counter.uniform(
+      counter.fold(np.uint32(seed), np.uint32(number)), (fan_in, fan_out), np
     )
-    for i in range(num_middle)
+    weights.append(
+      {"kernel": (2 * draws - 1) * limit, "bias": np.zeros(fan_out, np.float32)}
+    )
+  return weights
+
+
+def place(widths: Sequence[int], frame: Frame) -> tuple[int, ...] | None:
+  """Which slot each dense layer takes, or None when the chain does not fit.
+
+  The first layer takes the first slot. Layers keep their order, each in a slot at least
+  as wide; a slot that stays empty passes on what comes from the layer before, so it is
+  at least as wide as that. Each layer takes the first slot that will have it.
+  """
+  if not frame or widths[0] > frame[0]:
+    return None
+  taken = [0]
+  for slot, room in enumerate(frame[1:], 1):
+    if len(taken) < len(widths) and widths[len(taken)] <= room:
+      taken.append(slot)
+    elif room < widths[len(taken) - 1]:
+      return None
+  return tuple(taken) if len(taken) == len(widths) else None
+
+
+def slots_of(layers: tuple[Layer, ...], frame: Frame) -> tuple[Slot, ...]:
+  """The layers as a framed program reads them.
+
+  Raises:
+    ValueError: when the chain does not fit into the frame.
+  """
+  taken = place(dense_widths(layers), frame)
+  if taken is None:
+    raise ValueError(f"{layers} does not fit into {frame}")
+  dense = {slot: found for slot, found in zip(taken, _with_dropout(layers))}
+  return tuple(
+    Slot(
+      inside=(np.arange(room) < dense[slot][1].width).astype(np.float32),
+      used=np.bool_(True),
+      activation=tuple(map(np.float32, ACTIVATION_TERMS[dense[slot][1].activation])),
+      salt=_salt(dense[slot][0]),
+      kept=np.float32(dense[slot][2]),
+    )
+    if slot in dense
+    else Slot(
+      inside=np.zeros(room, np.float32),
+      used=np.bool_(False),
+      activation=(np.float32(0.0),) * 6,
+      salt=np.uint32(0),
+      kept=np.float32(1.0),
+    )
+    for slot, room in enumerate(frame)
+  )
+
+
+def _with_dropout(layers: tuple[Layer, ...]) -> list[tuple[int, Dense, float]]:
+  """Each dense layer with its position and what the dropout after it keeps.
+
+  n dropout layers in a row keep a unit when all of them do, with probability
+  (1 - rate)^n: that is one draw.
+  """
+  found: list[tuple[int, Dense, float]] = []
+  for position, layer in enumerate(layers):
+    if isinstance(layer, Dense):
+      found.append((position, layer, 1.0))
+    else:
+      before, dense, kept = found[-1]
+      found[-1] = before, dense, kept * (1.0 - layer.rate)
+  return found
+
+
+def _salt(position: int) -> np.uint32:
+  return counter.fold(np.uint32(0), np.uint32(position + 1))
+
+
+def pad(
+  exact: Weights, layers: tuple[Layer, ...], frame: Frame, num_outputs: int
+) -> Weights:
+  """Exact weights as framed ones, zero outside the layers; host side."""
+  rows = [exact[0]["kernel"].shape[0], *frame]
+  framed: Weights = [
+    {"kernel": np.zeros((i, o), np.float32), "bias": np.zeros(o, np.float32)}
+    for i, o in zip(rows, [*frame, num_outputs])
   ]
-  last_width = fan_in_D[-1]
-  return {
-    "first": {
-      "kernel": kernel(first_key, (num_features, units), num_features, widths_D[0]),
-      "bias": jnp.zeros(units),
-    },
-    "middle": {
-      "kernel": jnp.stack(middle) if middle else jnp.zeros((0, units, units)),
-      "bias": jnp.zeros((num_middle, units)),
-    },
-    "head": {
-      "kernel": kernel(head_key, (units, num_outputs), last_width, num_outputs),
-      "bias": jnp.zeros(num_outputs),
-    },
-  }
+  for slot, layer in zip([*(place(dense_widths(layers), frame) or ()), -1], exact):
+    inputs, units = layer["kernel"].shape
+    framed[slot]["kernel"][:inputs, :units] = layer["kernel"]
+    framed[slot]["bias"][:units] = layer["bias"]
+  return framed
 
 
-def _widths_before(widths_D: jax.Array) -> jax.Array:
-  """`[D]` units that enter each position: the width of the last dense layer before."""
-
-  def carry_width(before, width):
-    return jnp.where(width > 0, width, before), before
-
-  return jax.lax.scan(carry_width, jnp.zeros_like(widths_D[0]), widths_D)[1]
-
-
-def extract(padded: PaddedWeights, layers: tuple[Layer, ...]) -> Weights:
-  """Cuts padded weights to the exact sizes of `layers`."""
-  exact: Weights = []
-  units = None
-  for position, layer in enumerate(layers):
-    if isinstance(layer, Dropout):
-      continue
-    if units is None:
-      kernel, bias = padded["first"]["kernel"], padded["first"]["bias"]
-    else:
-      kernel = padded["middle"]["kernel"][position - 1, :units]
-      bias = padded["middle"]["bias"][position - 1]
-    exact.append({"kernel": kernel[:, : layer.width], "bias": bias[: layer.width]})
-    units = layer.width
-  head = padded["head"]
-  exact.append({"kernel": head["kernel"][:units], "bias": head["bias"]})
-  return exact
+def cut(framed: Weights, layers: tuple[Layer, ...]) -> Weights:
+  """Exact weights out of framed ones; the inverse of `pad`."""
+  frame = tuple(layer["bias"].shape[0] for layer in framed[:-1])
+  widths = dense_widths(layers)
+  inputs = [framed[0]["kernel"].shape[0], *widths]
+  outputs = [*widths, framed[-1]["bias"].shape[0]]
+  return [
+    {
+      "kernel": framed[slot]["kernel"][:fan_in, :fan_out],
+      "bias": framed[slot]["bias"][:fan_out],
+    }
+    for slot, fan_in, fan_out in zip(
+      [*(place(widths, frame) or ()), -1], inputs, outputs
+    )
+  ]
 
 
-def embed(
-  exact: Weights, layers: tuple[Layer, ...], padded: PaddedWeights
-) -> PaddedWeights:
-  """Writes exact weights into a copy of padded ones; the inverse of `extract`."""
-  padded = jax.tree.map(np.array, padded)
-  remaining = iter(exact)
-  units = None
-  for position, layer in enumerate(layers):
-    if isinstance(layer, Dropout):
-      continue
-    weights = next(remaining)
-    if units is None:
-      kernel, bias = padded["first"]["kernel"], padded["first"]["bias"]
-    else:
-      kernel = padded["middle"]["kernel"][position - 1, :units]
-      bias = padded["middle"]["bias"][position - 1]
-    kernel[:, : layer.width] = weights["kernel"]
-    bias[: layer.width] = weights["bias"]
-    units = layer.width
-  head = next(remaining)
-  padded["head"]["kernel"][:units] = head["kernel"]
-  padded["head"]["bias"][:] = head["bias"]
-  return padded
-
-
-def _drop(key: jax.Array, position, rate: float, x_BW: jax.Array) -> jax.Array:
-  # Units first, so that the mask of w units is the first w rows of any wider one.
-  keep = jax.random.bernoulli(
-    jax.random.fold_in(key, position), 1.0 - rate, x_BW.shape[::-1]
-  ).T
-  return jnp.where(keep, x_BW / (1.0 - rate), 0.0)
+def _drop(x_BW: jax.Array, seed: Any, kept: Any) -> jax.Array:
+  batch, units = x_BW.shape
+  keep = counter.uniform(seed, (batch, units)) < kept
+  return jnp.where(keep, x_BW / kept, 0.0)
 
 
 def apply(
   weights: Weights,
   layers: tuple[Layer, ...],
   x: jax.Array,
-  dropout_key: jax.Array | None = None,
+  dropout_seed: jax.Array | None = None,
 ) -> jax.Array:
   """The exact network.
 
@@ -182,78 +229,69 @@ def apply(
     weights: exact weights.
     layers: the hidden layers, static.
     x: `[B, F]`.
-    dropout_key: typed key for training; without one nothing is dropped.
+    dropout_seed: uint32 of this step for training; without one nothing is dropped.
 
   Returns:
     `[B, C]` outputs before the loss's own non-linearity.
   """
-  remaining = iter(weights)
-  for position, layer in enumerate(layers):
-    if isinstance(layer, Dropout):
-      if dropout_key is not None:
-        x = _drop(dropout_key, position, layer.rate, x)
-    else:
-      dense = next(remaining)
-      x = _FUNCTIONS[layer.activation](x @ dense["kernel"] + dense["bias"][None])
-  head = next(remaining)
+  for dense, (position, layer, kept) in zip(weights, _with_dropout(layers)):
+    x = _FUNCTIONS[layer.activation](x @ dense["kernel"] + dense["bias"][None])
+    if dropout_seed is not None and kept < 1:
+      x = _drop(x, dropout_seed ^ _salt(position), np.float32(kept))
+  head = weights[-1]
   return x @ head["kernel"] + head["bias"][None]
 
 
-def apply_padded(
-  weights: PaddedWeights,
-  space: MLPChain,
-  genotype: jax.Array,
+def apply_framed(
+  weights: Weights,
+  slots: Sequence[Slot],
   x: jax.Array,
-  dropout_key: jax.Array | None = None,
+  dropout_seed: jax.Array | None = None,
 ) -> jax.Array:
-  """The padded network: one program for every genotype, made to be vmapped.
+  """The framed network: one program for every chain that fits.
 
   Args:
-    weights: padded weights.
-    space: the space of the genotype, static.
-    genotype: `[D]` int32, traced.
+    weights: framed weights; their shapes are the frame.
+    slots: of the chain, traced.
     x: `[B, F]`.
-    dropout_key: typed key for training; without one nothing is dropped.
+    dropout_seed: uint32 of this step for training; without one nothing is dropped.
 
   Returns:
     `[B, C]` outputs, equal to those of `apply` up to rounding.
   """
-  unit = jnp.arange(space.max_width)
-  widths_D = jnp.asarray(space.token_widths())[genotype]
-  activation_D = jnp.asarray(space.token_activations())[genotype]
-
-  def dense(kernel, bias, width, activation, x):
-    pre = x @ kernel + bias[None]
-    post = jnp.stack([_FUNCTIONS[name](pre) for name in ACTIVATIONS])[activation]
+  for i, (layer, slot) in enumerate(zip(weights, slots)):
+    units = layer["bias"].shape[0]
+    out = _activate(x @ layer["kernel"] + layer["bias"][None], slot.activation)
     # sigmoid(0) is not 0: what is outside the layer must not reach the next one.
-    return jnp.where((unit < width)[None], post, 0.0)
+    out = out * slot.inside[None]
+    if i > 0:  # an empty slot passes on what came, which is zero beyond `units`
+      room = max(units - x.shape[1], 0)
+      passed = jnp.pad(x[:, :units], ((0, 0), (0, room)))
+      out = jnp.where(slot.used, out, passed)
+    if dropout_seed is not None:
+      out = _drop(out, dropout_seed ^ slot.salt, slot.kept)
+    x = out
+  head = weights[-1]
+  return x @ head["kernel"] + head["bias"][None]
 
-  first = weights["first"]
-  hidden = dense(first["kernel"], first["bias"], widths_D[0], activation_D[0], x)
 
-  def layer(hidden_BW, inputs):
-    token, width, activation, position, kernel, bias = inputs
-    out = jnp.where(
-      width > 0, dense(kernel, bias, width, activation, hidden_BW), hidden_BW
-    )
-    if dropout_key is not None and space.has_dropout:
-      dropped = _drop(dropout_key, position, space.dropout_rate, hidden_BW)
-      out = jnp.where(token == space.dropout, dropped, out)
-    return out, None
+@jax.custom_vjp
+def _activate(x: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
+  """The activation with those `ACTIVATION_TERMS`, traced."""
+  a, b, c, d, e, _ = terms
+  line = d * jnp.maximum(x, 0.0) + e * jnp.expm1(jnp.minimum(x, 0.0))
+  return a + b * jnp.tanh(c * x) + line
 
-  middle = weights["middle"]
-  inside = slice(1, space.length - 1)
-  hidden, _ = jax.lax.scan(
-    layer,
-    hidden,
-    (
-      genotype[inside],
-      widths_D[inside],
-      activation_D[inside],
-      jnp.arange(space.length)[inside],
-      middle["kernel"],
-      middle["bias"],
-    ),
-  )
-  head = weights["head"]
-  return hidden @ head["kernel"] + head["bias"][None]
+
+def _activate_forward(x, terms):
+  y = _activate(x, terms)
+  return y, (y, terms)
+
+
+def _activate_backward(residuals, gradient):
+  y, (a, b, _, d, e, f) = residuals
+  wave = f * (b * b - jnp.square(y - a))
+  return gradient * (wave + jnp.where(y > 0, d, e * (y + 1.0))), None
+
+
+_activate.defvjp(_activate_forward, _activate_backward)

@@ -1,17 +1,19 @@
-"""One child's whole training as one program: epochs, early stopping, best weights.
+"""One epoch of one child as a program, and what is decided between epochs.
 
-The program is written for one child. Alone it stops as soon as the child is done;
-vmapped over a population it runs until the last child is done and a finished child
-keeps its result.
+The epoch is a pure function written for one child: a scan over steps, then a validation
+pass. Alone it is one child's program; vmapped it is a population's. Whether to go on,
+and which epoch was the best, is decided on the host from three numbers a child
+(`EarlyStopping`): that way it is not compiled into every architecture's program, where
+it would cost a third of the compile time, and a child that is done costs nothing more.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.flatten_util import ravel_pytree
+import numpy as np
 
 from nasjax.training.losses import Task
 
@@ -20,6 +22,7 @@ from nasjax.training.losses import Task
 _WHOLE_PASS_ROWS = 16384
 _PIECE_ROWS = 4096
 
+ADAM_DECAYS = (0.9, 0.999)
 ADAM_EPSILON = 1e-7  # Keras's value, as in the survey's program (optax has 1e-8)
 
 
@@ -33,14 +36,14 @@ class DeviceData(NamedTuple):
     y_valid: `[M]`.
   """
 
-  x_train: jax.Array
-  y_train: jax.Array
-  x_valid: jax.Array
-  y_valid: jax.Array
+  x_train: Any
+  y_train: Any
+  x_valid: Any
+  y_valid: Any
 
 
 class Hyper(NamedTuple):
-  """What may change without another compilation; scalars, traced as arrays.
+  """What may change without another compilation.
 
   Attributes:
     learning_rate: Adam's.
@@ -54,60 +57,70 @@ class Hyper(NamedTuple):
       at the end of the last epoch that there may be; 1 keeps it.
   """
 
-  learning_rate: Any
-  patience: Any
-  max_epochs: Any = 2**30
-  restore_best: Any = True
-  monitor_metric: Any = False
-  final_rate: Any = 1.0
+  learning_rate: float
+  patience: int
+  max_epochs: int = 2**30
+  restore_best: bool = True
+  monitor_metric: bool = False
+  final_rate: float = 1.0
 
-  def as_arrays(self) -> "Hyper":
-    """The same with every value an array, so that none is baked into a program."""
-    return Hyper(
-      jnp.float32(self.learning_rate),
-      jnp.int32(self.patience),
-      jnp.int32(self.max_epochs),
-      jnp.bool_(self.restore_best),
-      jnp.bool_(self.monitor_metric),
-      jnp.float32(self.final_rate),
+  def schedule(self, num_epochs: int, steps_per_epoch: int) -> "Schedule":
+    """What Adam multiplies with at every step that there may be, `[T, S]` each."""
+    step = np.arange(num_epochs * steps_per_epoch).reshape(num_epochs, -1)
+    done = step / (min(num_epochs, self.max_epochs) * steps_per_epoch)
+    rate = self.learning_rate * (1.0 - (1.0 - self.final_rate) * done)
+    return Schedule(
+      (rate / (1.0 - ADAM_DECAYS[0] ** (step + 1))).astype(np.float32),
+      (1.0 / np.sqrt(1.0 - ADAM_DECAYS[1] ** (step + 1))).astype(np.float32),
     )
 
 
-class TrainResult(NamedTuple):
-  """What a training leaves.
+class Schedule(NamedTuple):
+  """Adam's step sizes, bias corrections included.
 
   Attributes:
-    weights: those of the best epoch, or of the last one, as `Hyper` says.
-    curve: `[T]` validation metric after each epoch; NaN where none was run.
-    valid_loss: `[T]` likewise.
-    train_loss: `[T]` mean over each epoch's steps.
-    epochs_run: scalar int32.
-    best_epoch: scalar int32, from 1; 0 when there was none.
-    diverged: scalar bool; a loss became NaN or infinite, and training stopped there.
+    first: multiplies the first moment: learning rate / (1 - b1^t).
+    second: multiplies the root of the second moment: 1 / sqrt(1 - b2^t).
+  """
+
+  first: Any
+  second: Any
+
+
+class TrainState(NamedTuple):
+  """What training carries from step to step; `[N]` float32 each.
+
+  Attributes:
+    weights: all weights as one vector: Adam is then one fused loop instead of several
+      per layer, which takes a third off the compile time.
+    first: Adam's mean of gradients.
+    second: its mean of squared gradients.
   """
 
   weights: Any
-  curve: jax.Array
-  valid_loss: jax.Array
-  train_loss: jax.Array
-  epochs_run: jax.Array
-  best_epoch: jax.Array
-  diverged: jax.Array
+  first: Any
+  second: Any
 
 
-class _Carry(NamedTuple):
-  epoch: jax.Array
-  weights: jax.Array
-  optimizer: Any
-  best_weights: jax.Array
-  best_loss: jax.Array
-  best_metric: jax.Array
-  best_epoch: jax.Array
-  waited: jax.Array
-  diverged: jax.Array
-  curve: jax.Array
-  valid_loss: jax.Array
-  train_loss: jax.Array
+def ravel(weights: Any) -> np.ndarray:
+  """A pytree of host arrays as one vector `[N]`."""
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)])
+
+
+def unravel(flat: Any, template: Any) -> Any:
+  """The pytree again, with the shapes of `template`; also for traced vectors."""
+  leaves, tree = jax.tree.flatten(template)
+  ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])[:-1]
+  split: Any = np.split if isinstance(flat, np.ndarray) else jnp.split
+  parts = split(flat, ends.tolist())
+  shapes = [leaf.shape for leaf in leaves]
+  shaped = [part.reshape(shape) for part, shape in zip(parts, shapes)]
+  return jax.tree.unflatten(tree, shaped)
+
+
+def start(weights: np.ndarray) -> TrainState:
+  """The state before the first step, from `[..., N]` weights on the host."""
+  return TrainState(weights, np.zeros_like(weights), np.zeros_like(weights))
 
 
 def epoch_batches(key: jax.Array, rows: int, batch_size: int, epochs: int) -> jax.Array:
@@ -139,108 +152,128 @@ def predict(apply: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
   return jax.lax.map(lambda row: apply(row[None])[0], x, batch_size=_PIECE_ROWS)
 
 
-def make_train(apply: Callable[..., jax.Array], task: Task) -> Callable:
-  """Builds the training program of one child.
+def make_epoch(apply: Callable[..., jax.Array], task: Task, weights: Any) -> Callable:
+  """Builds the program of one epoch.
 
   Args:
-    apply: `(weights, x [B, F], dropout_key or None) -> outputs [B, C]`.
+    apply: `(weights, x [B, F], dropout_seed or None) -> outputs [B, C]`.
     task: loss and metric.
+    weights: a pytree of the network's weights, for its structure and shapes only.
 
   Returns:
-    `train(weights, key, batches [T, S, B], data, hyper) -> TrainResult`. Adam; early
-    stopping and the weights that are left as `hyper` says.
+    `epoch(state, seeds [S], rows [S, B], schedule of [S], data) -> (state, losses [S],
+    outputs [M, C])`: S steps of Adam (Kingma and Ba 2015, algorithm 1) on those rows,
+    each with its own uint32 seed for dropout, then the outputs on the validation rows.
   """
-  adam = optax.scale_by_adam(eps=ADAM_EPSILON)
+  mean_decay, square_decay = ADAM_DECAYS
 
-  def train(weights, key, batches, data: DeviceData, hyper: Hyper) -> TrainResult:
-    num_epochs, num_steps, _ = batches.shape
-    # One flat vector: Adam is then one fused loop instead of four per layer, which
-    # takes a third off the compile time and costs nothing at run time.
-    flat, unravel = ravel_pytree(weights)
-    last_epoch = jnp.minimum(num_epochs, hyper.max_epochs)
-    total_steps = (last_epoch * num_steps).astype(jnp.float32)
+  def epoch(state: TrainState, seeds, rows, schedule: Schedule, data: DeviceData):
+    def batch_loss(flat, rows, seed):
+      # The rows come from a permutation: none is out of bounds, so none is checked.
+      x = data.x_train.at[rows].get(mode="promise_in_bounds")
+      y = data.y_train.at[rows].get(mode="promise_in_bounds")
+      return task.loss(apply(unravel(flat, weights), x, seed), y).mean()
 
-    def batch_loss(flat, rows, dropout_key):
-      outputs = apply(unravel(flat), data.x_train[rows], dropout_key)
-      return task.loss(outputs, data.y_train[rows]).mean()
+    def step(state: TrainState, inputs):
+      rows, seed, sizes = inputs
+      loss, gradient = jax.value_and_grad(batch_loss)(state.weights, rows, seed)
+      first = mean_decay * state.first + (1 - mean_decay) * gradient
+      second = square_decay * state.second + (1 - square_decay) * gradient * gradient
+      update = sizes.first * first / (jnp.sqrt(second) * sizes.second + ADAM_EPSILON)
+      return TrainState(state.weights - update, first, second), loss
 
-    def run_epoch(carry: _Carry) -> _Carry:
-      epoch_key = jax.random.fold_in(key, carry.epoch)
+    state, losses = jax.lax.scan(step, state, (rows, seeds, schedule))
+    last = unravel(state.weights, weights)
+    return state, losses, predict(lambda x: apply(last, x, None), data.x_valid)
 
-      def step(state, inputs):
-        flat, optimizer = state
-        index, rows = inputs
-        loss, gradient = jax.value_and_grad(batch_loss)(
-          flat, rows, jax.random.fold_in(epoch_key, index)
-        )
-        done = (carry.epoch * num_steps + index) / total_steps
-        rate = hyper.learning_rate * (1.0 - (1.0 - hyper.final_rate) * done)
-        update, optimizer = adam.update(gradient, optimizer)
-        return (flat - rate * update, optimizer), loss
+  return epoch
 
-      (flat, optimizer), losses = jax.lax.scan(
-        step,
-        (carry.weights, carry.optimizer),
-        (jnp.arange(num_steps), batches[carry.epoch]),
-      )
-      outputs = predict(lambda x: apply(unravel(flat), x, None), data.x_valid)
-      valid_loss = task.loss(outputs, data.y_valid).mean()
-      train_loss = losses.mean()
-      metric = task.metric(outputs, data.y_valid)
-      improved = valid_loss < carry.best_loss
-      equal, higher = metric == carry.best_metric, metric > carry.best_metric
-      improved = jnp.where(hyper.monitor_metric, higher | (equal & improved), improved)
-      return _Carry(
-        epoch=carry.epoch + 1,
-        weights=flat,
-        optimizer=optimizer,
-        best_weights=jnp.where(
-          improved | ~hyper.restore_best, flat, carry.best_weights
-        ),
-        best_loss=jnp.where(improved, valid_loss, carry.best_loss),
-        best_metric=jnp.where(improved, metric, carry.best_metric),
-        best_epoch=jnp.where(improved, carry.epoch + 1, carry.best_epoch),
-        waited=jnp.where(improved, 0, carry.waited + 1),
-        diverged=~(jnp.isfinite(valid_loss) & jnp.isfinite(train_loss)),
-        curve=carry.curve.at[carry.epoch].set(metric),
-        valid_loss=carry.valid_loss.at[carry.epoch].set(valid_loss),
-        train_loss=carry.train_loss.at[carry.epoch].set(train_loss),
-      )
 
-    def goes_on(carry: _Carry):
-      patient = carry.waited < hyper.patience
-      return (carry.epoch < last_epoch) & patient & ~carry.diverged
+class EpochResult(NamedTuple):
+  """What an epoch leaves to decide on; scalars.
 
-    nothing = jnp.full(num_epochs, jnp.nan)
-    end = jax.lax.while_loop(
-      goes_on,
-      run_epoch,
-      _Carry(
-        epoch=jnp.int32(0),
-        weights=flat,
-        optimizer=adam.init(flat),
-        best_weights=flat,
-        best_loss=jnp.float32(jnp.inf),
-        best_metric=jnp.float32(-jnp.inf),
-        best_epoch=jnp.int32(0),
-        waited=jnp.int32(0),
-        diverged=jnp.bool_(False),
-        curve=nothing,
-        valid_loss=nothing,
-        train_loss=nothing,
-      ),
+  Attributes:
+    train_loss: mean over the steps.
+    valid_loss: mean over the validation rows.
+    metric: the task's, on the validation rows.
+  """
+
+  train_loss: Any
+  valid_loss: Any
+  metric: Any
+
+
+def judge(
+  task: Task, losses: jax.Array, outputs: jax.Array, y: jax.Array
+) -> EpochResult:
+  """What an epoch is judged by; a program of its own, the same for every architecture.
+
+  Args:
+    task: loss and metric.
+    losses: `[S]` of the steps.
+    outputs: `[M, C]` on the validation rows.
+    y: `[M]` their targets.
+  """
+  return EpochResult(
+    train_loss=losses.mean(),
+    valid_loss=task.loss(outputs, y).mean(),
+    metric=task.metric(outputs, y),
+  )
+
+
+class EarlyStopping:
+  """The book of P children's epochs, kept on the host.
+
+  Attributes:
+    curve: `[P, T]` validation metric after each epoch; NaN where none was run.
+    valid_loss: `[P, T]` likewise.
+    epochs_run: `[P]`.
+    best_epoch: `[P]`, from 1; 0 when there was none.
+    diverged: `[P]`, a loss became NaN or infinite, and training stopped there.
+    active: `[P]`, which children go on.
+  """
+
+  def __init__(self, population: int, num_epochs: int, hyper: Hyper):
+    self._hyper = hyper
+    self._last_epoch = min(num_epochs, hyper.max_epochs)
+    self.curve = np.full((population, num_epochs), np.nan, np.float32)
+    self.valid_loss = self.curve.copy()
+    self.epochs_run = np.zeros(population, np.int32)
+    self.best_epoch = np.zeros(population, np.int32)
+    self.diverged = np.zeros(population, bool)
+    self.active = np.ones(population, bool)
+    self._best = np.full((population, 2), -np.inf, np.float32)
+
+  def record(self, members: np.ndarray, result: EpochResult) -> np.ndarray:
+    """Enters one more epoch of the active `members [Q]`; `result` holds `[Q]` each.
+
+    Returns:
+      `[Q]` whether this epoch is the one to keep so far.
+    """
+    train_loss, valid_loss, metric = (
+      np.asarray(v, np.float32).reshape(-1) for v in result
     )
-    return TrainResult(
-      weights=unravel(end.best_weights),
-      curve=end.curve,
-      valid_loss=end.valid_loss,
-      train_loss=end.train_loss,
-      epochs_run=end.epoch,
-      best_epoch=end.best_epoch,
-      diverged=end.diverged,
-    )
-
-  return train
+    epoch = self.epochs_run[members]
+    self.curve[members, epoch] = metric
+    self.valid_loss[members, epoch] = valid_loss
+    self.epochs_run[members] = epoch + 1
+    # Higher is better: (metric, -loss), or -loss alone.
+    value = np.stack([metric, -valid_loss], -1)
+    if not self._hyper.monitor_metric:
+      value[:, 0] = 0.0
+    value = np.where(np.isnan(value), -np.inf, value)
+    best = self._best[members]
+    better = value[:, 0] > best[:, 0]
+    better |= (value[:, 0] == best[:, 0]) & (value[:, 1] > best[:, 1])
+    diverged = ~(np.isfinite(valid_loss) & np.isfinite(train_loss))
+    better &= ~diverged
+    self._best[members] = np.where(better[:, None], value, best)
+    self.best_epoch[members] = np.where(better, epoch + 1, self.best_epoch[members])
+    self.diverged[members] = diverged
+    waited = self.epochs_run[members] - self.best_epoch[members]
+    patient = waited < self._hyper.patience
+    self.active[members] = ~diverged & patient & (epoch + 1 < self._last_epoch)
+    return better | (not self._hyper.restore_best)
 
 
 def epoch_weighted(curve: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ def test_an_evaluation_says_everything_of_each_child():
   np.testing.assert_allclose(
     evaluation.score, epoch_weighted(evaluation.curve), rtol=1e-6
   )
-  np.testing.assert_allclose([s for _, s in seen], evaluation.score, rtol=1e-6)
+  np.testing.assert_allclose([s for _, s in sorted(seen)], evaluation.score, rtol=1e-6)
   assert evaluation.info["num_params"] == [4 * 8 + 8 + 8 * 3 + 3, 40 + 36 + 15]
   assert evaluation.info["epochs_run"] == [3, 3]
   assert evaluation.info["shared_layers"] == [0, 0]
@@ -68,8 +68,9 @@ def test_one_shot_starts_from_what_was_stored():
 
 def test_warm_starts_help_a_child_that_was_trained_before():
   estimator = build(one_shot="best", epochs=10)
-  state, cold = estimate(estimator)
-  _, warm = estimate(estimator, state=state, seed=1)
+  # One child: the layers of several need not go together.
+  state, cold = estimate(estimator, GENOTYPES[:1])
+  _, warm = estimate(estimator, GENOTYPES[:1], state=state, seed=1)
   assert warm.curve[0, 0] > cold.curve[0, 0]
 
 

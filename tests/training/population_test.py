@@ -9,6 +9,7 @@ from nasjax.runtime import CompileCounter
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training.losses import TASKS, get_task
 from nasjax.training.population import device_data, population_trainer
+from nasjax.training.profile import DeviceProfile
 from nasjax.training.retrain import pooled, retrain
 from nasjax.training.step import Hyper
 
@@ -16,6 +17,9 @@ SPACE = MLPChain(widths=(4, 8), max_layers=4)
 ARCHS = ["8 relu", "4 tanh - dropout 0.2 - 8 elu", "8 relu - 4 sigmoid"]
 GENOTYPES = np.stack([SPACE.parse(arch) for arch in ARCHS])
 HYPER = Hyper(0.01, 2)
+
+
+PROFILE = DeviceProfile(5e10, 1e10, 1e-6, 0.4, 0.1)
 
 
 def trainer(name="iris", layout="exact", epochs=4):
@@ -28,6 +32,7 @@ def trainer(name="iris", layout="exact", epochs=4):
     epochs=epochs,
     batch_size=16,
     layout=layout,
+    device_profile=PROFILE,
   )
 
 
@@ -41,26 +46,27 @@ def same(a, b, tolerance=0.0):
 @pytest.mark.parametrize("name", ["iris", "breast_cancer", "diabetes"])
 def test_layouts_agree_on_every_task(name):
   exact = trainer(name)(jax.random.key(0), GENOTYPES, HYPER)
-  padded = trainer(name, "padded")(jax.random.key(0), GENOTYPES, HYPER)
-  for a, b in zip(exact, padded):
-    assert a.epochs_run == b.epochs_run and a.layers == b.layers
-    same(a, b, 2e-4)
+  for layout in ("auto", "bucketed", "padded"):
+    other = trainer(name, layout)(jax.random.key(0), GENOTYPES, HYPER)
+    for a, b in zip(exact, other, strict=True):
+      assert a.epochs_run == b.epochs_run and a.layers == b.layers
+      same(a, b, 2e-4)
 
 
-@pytest.mark.parametrize("layout", ["exact", "padded"])
+@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded"])
 def test_a_child_does_not_depend_on_its_neighbours(layout):
   train = trainer(layout=layout)
   children = train(jax.random.key(0), GENOTYPES, HYPER)
   turned = train(jax.random.key(0), GENOTYPES[::-1], HYPER)
   for a, b in zip(children, turned[::-1]):
-    same(a, b, 0.0 if layout == "exact" else 1e-6)
+    same(a, b, 1e-6 if layout == "padded" else 0.0)
   (alone,) = train(jax.random.key(0), GENOTYPES[1:2], HYPER)
-  same(alone, children[1], 0.0 if layout == "exact" else 1e-5)
+  same(alone, children[1], 1e-5 if layout == "padded" else 0.0)
   other = train(jax.random.key(1), GENOTYPES, HYPER)
   assert np.abs(other[0].valid_loss - children[0].valid_loss).max() > 1e-4
 
 
-@pytest.mark.parametrize("layout", ["exact", "padded"])
+@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded"])
 def test_compiles_once(layout):
   train = trainer(layout=layout)
   train(jax.random.key(0), GENOTYPES, HYPER)
@@ -100,10 +106,17 @@ def test_an_error_in_one_program_fails_that_child_alone(monkeypatch):
   assert np.isnan(children[0].curve).all() and children[1].failure is None
 
 
-def test_children_are_reported_in_order():
-  seen = []
-  trainer()(jax.random.key(0), GENOTYPES, HYPER, on_child=lambda i, c: seen.append(i))
-  assert seen == [0, 1, 2]
+def test_every_child_and_the_plan_are_reported():
+  seen, plans = {}, []
+  children = trainer(layout="auto")(
+    jax.random.key(0),
+    GENOTYPES,
+    HYPER,
+    on_child=lambda i, child: seen.update({i: child}),
+    on_plan=plans.append,
+  )
+  assert [seen[i] for i in range(3)] == children
+  assert sorted(i for group in plans[0].groups for i in group.members) == [0, 1, 2]
 
 
 def test_settings_that_cannot_be_are_refused():

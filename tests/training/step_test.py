@@ -7,12 +7,33 @@ from nasjax.core.types import InputError
 from nasjax.training import step
 from nasjax.training.losses import TASKS, get_task
 
-HYPER = step.Hyper(0.05, 100).as_arrays()
+HYPER = step.Hyper(0.05, 100)
 
 
-def linear(weights, x, key):
-  del key
+def linear(weights, x, seed):
+  del seed
   return x @ weights["w"]
+
+
+def train(apply, w0, batches, data, hyper):
+  """A child's epochs, as `training.population` runs them: book and kept weights."""
+  task = TASKS["regression"]
+  weights = {"w": np.asarray(w0, np.float32)}
+  epoch = jax.jit(step.make_epoch(apply, task, weights))
+  num_epochs, num_steps, _ = batches.shape
+  schedule = hyper.schedule(num_epochs, num_steps)
+  book, kept = step.EarlyStopping(1, num_epochs, hyper), weights
+  state = step.start(step.ravel(weights))
+  for e in range(num_epochs):
+    if not book.active[0]:
+      break
+    now = jax.tree.map(lambda sizes, e=e: sizes[e], schedule)
+    seeds = np.zeros(num_steps, np.uint32)
+    state, losses, outputs = epoch(state, seeds, batches[e], now, data)
+    judged = step.judge(task, losses, outputs, data.y_valid)
+    if book.record(np.array([0]), judged)[0]:
+      kept = step.unravel(np.asarray(state.weights), weights)
+  return book, kept
 
 
 def problem(seed=0, rows=24):
@@ -43,14 +64,32 @@ def numpy_adam(w, batches, data, learning_rate):
 def test_training_equals_numpy():
   data, w0 = problem(), np.zeros((3, 1), np.float32)
   batches = step.epoch_batches(jax.random.key(0), 16, 4, 5)
-  train = jax.jit(step.make_train(linear, TASKS["regression"]))
-  result = train({"w": w0}, jax.random.key(1), batches, data, HYPER)
+  book, kept = train(linear, w0, batches, data, HYPER)
   w, losses = numpy_adam(w0.astype(float), batches, data, 0.05)
-  np.testing.assert_allclose(result.valid_loss, losses, rtol=1e-4)
+  np.testing.assert_allclose(book.valid_loss[0], losses, rtol=1e-4)
   assert np.argmin(losses) == 4  # still falling, so the last weights are the best
-  np.testing.assert_allclose(result.weights["w"], w, atol=1e-5)
+  np.testing.assert_allclose(kept["w"], w, atol=1e-5)
   total = np.var(np.asarray(data.y_valid))
-  np.testing.assert_allclose(result.curve, 1 - np.array(losses) / total, atol=1e-4)
+  np.testing.assert_allclose(book.curve[0], 1 - np.array(losses) / total, atol=1e-4)
+
+
+def test_the_rate_falls_linearly_to_its_last_value():
+  schedule = step.Hyper(0.1, 9, max_epochs=2, final_rate=0.0).schedule(4, 5)
+  t = np.arange(1, 11)
+  rate = schedule.first.reshape(-1)[:10] * (1 - 0.9**t)
+  np.testing.assert_allclose(rate, 0.1 * (1 - (t - 1) / 10), rtol=1e-5)
+  root = schedule.second.reshape(-1)[:10]
+  np.testing.assert_allclose(root, 1 / np.sqrt(1 - 0.999**t), rtol=1e-5)
+
+
+def test_ravel_and_unravel_are_inverse():
+  weights = [{"kernel": np.arange(6.0).reshape(2, 3), "bias": np.ones(3)}]
+  flat = step.ravel(weights)
+  assert flat.shape == (9,)
+  for vector in (flat, jnp.asarray(flat)):
+    (again,) = step.unravel(vector, weights)
+    np.testing.assert_array_equal(again["kernel"], weights[0]["kernel"])
+    np.testing.assert_array_equal(again["bias"], weights[0]["bias"])
 
 
 def test_batches_cover_distinct_rows_and_do_not_depend_on_the_number_of_epochs():
@@ -67,7 +106,7 @@ def scripted(losses):
   """A network whose validation loss follows a script: weights count the epochs."""
   script = jnp.asarray(losses, jnp.float32)
 
-  def apply(weights, x, key):
+  def apply(weights, x, seed):
     # one step an epoch, whose gradient is 1: Adam moves by the learning rate, 1
     epoch = jnp.round(-weights["w"][0]).astype(jnp.int32)
     value = jnp.where(x[:, :1] > 0, jnp.sqrt(script[jnp.maximum(epoch - 1, 0)]), 0.0)
@@ -82,33 +121,47 @@ def run_script(losses, patience, **options):
     jnp.zeros((2, 1)), jnp.full(2, -1000.0), jnp.ones((2, 1)), jnp.zeros(2)
   )
   batches = step.epoch_batches(jax.random.key(0), 2, 2, len(losses))
-  train = jax.jit(step.make_train(scripted(losses), TASKS["regression"]))
-  hyper = step.Hyper(1.0, patience, **options).as_arrays()
-  return train({"w": jnp.zeros(1)}, jax.random.key(0), batches, data, hyper)
+  hyper = step.Hyper(1.0, patience, **options)
+  return train(scripted(losses), np.zeros(1), batches, data, hyper)
 
 
 def test_early_stopping_restores_the_best_epoch():
-  result = run_script([5.0, 3.0, 4.0, 3.5, 3.2, 1.0], patience=3)
-  assert int(result.epochs_run) == 5  # three epochs without less than 3.0
-  np.testing.assert_allclose(result.valid_loss[:5], [5, 3, 4, 3.5, 3.2], rtol=1e-5)
-  assert np.isnan(result.valid_loss[5]) and np.isnan(result.curve[5])
-  np.testing.assert_allclose(result.weights["w"], -2.0, atol=1e-4)  # after epoch 2
-  patient = run_script([5.0, 3.0, 4.0, 3.5, 3.2, 1.0], patience=4)
-  assert int(patient.epochs_run) == 6
-  np.testing.assert_allclose(patient.weights["w"], -6.0, atol=1e-2)
+  book, kept = run_script([5.0, 3.0, 4.0, 3.5, 3.2, 1.0], patience=3)
+  assert book.epochs_run[0] == 5  # three epochs without less than 3.0
+  np.testing.assert_allclose(book.valid_loss[0, :5], [5, 3, 4, 3.5, 3.2], rtol=1e-5)
+  assert np.isnan(book.valid_loss[0, 5]) and np.isnan(book.curve[0, 5])
+  assert book.best_epoch[0] == 2
+  np.testing.assert_allclose(kept["w"], -2.0, atol=1e-4)  # after epoch 2
+  book, kept = run_script([5.0, 3.0, 4.0, 3.5, 3.2, 1.0], patience=4)
+  assert book.epochs_run[0] == 6
+  np.testing.assert_allclose(kept["w"], -6.0, atol=1e-2)
 
 
 def test_the_last_weights_and_fewer_epochs_on_request():
   losses = [5.0, 3.0, 4.0, 3.5]
-  result = run_script(losses, patience=9, max_epochs=3, restore_best=False)
-  assert int(result.epochs_run) == 3
-  np.testing.assert_allclose(result.weights["w"], -3.0, atol=1e-2)
+  book, kept = run_script(losses, patience=9, max_epochs=3, restore_best=False)
+  assert book.epochs_run[0] == 3
+  np.testing.assert_allclose(kept["w"], -3.0, atol=1e-2)
 
 
 def test_divergence_stops_and_is_told():
-  result = run_script([5.0, np.inf, 1.0, 1.0], patience=3)
-  assert bool(result.diverged) and int(result.epochs_run) == 2
-  assert not bool(run_script([5.0, 4.0], patience=3).diverged)
+  book, _ = run_script([5.0, np.inf, 1.0, 1.0], patience=3)
+  assert book.diverged[0] and book.epochs_run[0] == 2
+  assert not run_script([5.0, 4.0], patience=3)[0].diverged[0]
+
+
+def test_the_metric_may_decide_and_the_loss_breaks_its_ties():
+  book = step.EarlyStopping(2, 4, step.Hyper(1.0, 2, monitor_metric=True))
+  metrics = [(0.5, 0.9), (0.7, 0.9), (0.7, 0.9)]
+  losses = [(1.0, 1.0), (1.0, 1.0), (0.9, 1.0)]
+  better = [
+    book.record(np.arange(2), step.EpochResult(np.zeros(2), *map(np.array, each)))
+    for each in zip(losses, metrics)
+  ]
+  assert np.stack(better).tolist() == [[True, True], [True, False], [True, False]]
+  assert book.best_epoch.tolist() == [3, 1] and book.active.tolist() == [True, False]
+  book.record(np.array([0]), step.EpochResult([0.0], [1.0], [0.1]))  # the other is done
+  assert book.epochs_run.tolist() == [4, 3] and not book.active.any()
 
 
 def test_large_validation_sets_are_cut_into_pieces():
@@ -141,6 +194,12 @@ def test_tasks_by_hand():
   assert float(TASKS["regression"].metric(targets[:, None], targets)) == 1.0
   assert float(TASKS["regression"].metric(jnp.full((3, 1), 2.0), targets)) == 0.0
   outputs = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+  p = np.exp(np.asarray(outputs)) / np.exp(np.asarray(outputs)).sum(1, keepdims=True)
+  cross_entropy, pull = jax.vjp(
+    lambda z: TASKS["multiclass"].loss(z, jnp.array([1, 1])), outputs
+  )
+  np.testing.assert_allclose(cross_entropy, -np.log(p[:, 1]), rtol=1e-5)
+  np.testing.assert_allclose(pull(jnp.ones(2))[0], p - [0, 1], atol=1e-6)
   assert float(TASKS["multiclass"].metric(outputs, jnp.array([1, 1]))) == 0.5
   with pytest.raises(InputError, match="unknown task"):
     get_task("ranking")

@@ -1,0 +1,235 @@
+"""How a round's chains become compiled programs: what to compile, who runs in what.
+
+Three kinds of program train the same child to the same result:
+
+* exact: made for one architecture. No wasted arithmetic, one compilation each.
+* framed: made for a frame (`networks.mlp`). It serves every chain that fits, at the
+  price of the frame's arithmetic; one compilation for all of them.
+* the space's own frame, as wide and as deep as it goes: one compilation for everything.
+
+On a table of a thousand rows a compilation takes longer than a child's training; on
+MNIST it is noise, and a padded product is not. So a cost model decides, child by child,
+from the shapes, the rows and the device (`profile`), knowing what is compiled already.
+Choosing which programs to open for which children is facility location; the greedy rule
+here opens, one after another, whatever saves most.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from nasjax.networks.mlp import Frame, dense_widths, place
+from nasjax.spaces.mlp_chain import Layer
+from nasjax.training.profile import DeviceProfile
+
+Layout = Literal["auto", "exact", "bucketed", "padded"]
+LAYOUTS = ("auto", "exact", "bucketed", "padded")
+
+# A frame that is compiled now also serves later rounds; counting half of its compile
+# time is where the total of simulated searches is lowest (and flat around it).
+_FRAME_SHARE = 0.5
+_SMALLEST_SLOT = 64  # below it a product costs its launch, not its arithmetic
+
+
+class Program(NamedTuple):
+  """A program that is, or could be, compiled.
+
+  Attributes:
+    layers: the one architecture of an exact program, else None.
+    frame: the frame of a framed program, else None.
+  """
+
+  layers: tuple[Layer, ...] | None
+  frame: Frame | None
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """Units of its dense layers or slots."""
+    return self.frame or tuple(dense_widths(self.layers or ()))
+
+
+class Group(NamedTuple):
+  """Children that run in one program: their indices in the population."""
+
+  program: Program
+  members: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A round's groups and what they are expected to cost.
+
+  Attributes:
+    groups: every child is in exactly one of them.
+    num_new: how many of the programs must be compiled.
+    compile_seconds: expected, summed over programs.
+    run_seconds: expected, summed over children.
+  """
+
+  groups: tuple[Group, ...]
+  num_new: int
+  compile_seconds: float
+  run_seconds: float
+
+  def describe(self) -> str:
+    """One line for the log."""
+    framed = [group for group in self.groups if group.program.frame]
+    children = sum(len(group.members) for group in self.groups)
+    inside = sum(len(group.members) for group in framed)
+    return (
+      f"{children} children: {children - inside} exact, {inside} in {len(framed)} "
+      f"framed programs; {self.num_new} of {len(self.groups)} programs to compile "
+      f"(about {self.compile_seconds:.1f} s of compiling, {self.run_seconds:.1f} s "
+      f"of training)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CostModel:
+  """Seconds of compiling and of running a chain on this data.
+
+  Attributes:
+    profile: of the device.
+    num_features: F.
+    num_outputs: C.
+    batch_size: B.
+    train_steps: of all epochs together.
+    valid_rows: seen in all epochs together.
+  """
+
+  profile: DeviceProfile
+  num_features: int
+  num_outputs: int
+  batch_size: int
+  train_steps: int
+  valid_rows: int
+
+  def compile_seconds(self, program: Program) -> float:
+    """Expected time to trace and compile a program."""
+    layers = len(program.widths) + 1
+    seconds = self.profile.compile_base + self.profile.compile_layer * layers
+    return seconds * (1.25 if program.frame else 1.0)
+
+  def run_seconds(self, program: Program) -> float:
+    """Expected time to train one child in a program, every epoch run."""
+    profile, sizes = (
+      self.profile,
+      [
+        self.num_features,
+        *program.widths,
+        self.num_outputs,
+      ],
+    )
+    products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
+    units = sum(sizes[1:])
+    params = sum(products) + units
+    # Forward, weight gradient, and the input's gradient of all layers but the first.
+    per_row = 2 * (3 * sum(products) - products[0])
+    step = (
+      profile.launch * (6 + 5 * len(products))
+      + per_row * self.batch_size / profile.flops
+      # Adam reads weight, gradient and two moments and writes three of them.
+      + 28 * params / profile.bandwidth
+      # Activations, their slopes and masks pass through memory a few times.
+      + (64 if program.frame else 32) * self.batch_size * units / profile.bandwidth
+    )
+    valid = 2 * sum(products) * self.valid_rows / profile.flops
+    return self.train_steps * step + valid
+
+
+def round_up(widths: Sequence[int], largest: int) -> Frame:
+  """Slots for those widths in coarse steps: 64, 256, 1024, ..., at most `largest`."""
+  slots = []
+  for width in widths:
+    slot = _SMALLEST_SLOT
+    while slot < width:
+      slot *= 4
+    slots.append(max(width, min(slot, largest)))
+  return tuple(slots)
+
+
+def make_plan(
+  chains: Sequence[tuple[Layer, ...]],
+  known: Iterable[Program],
+  cost: CostModel,
+  layout: Layout,
+  whole_frame: Frame,
+) -> Plan:
+  """Plans a round.
+
+  Args:
+    chains: the layers of each child.
+    known: programs compiled before.
+    cost: what things cost here.
+    layout: "exact", "bucketed" and "padded" allow one kind of program only; "auto"
+      takes whatever is cheapest.
+    whole_frame: the frame that holds the whole space.
+  """
+  known = set(known)
+  exact = [Program(chain, None) for chain in chains]
+  if layout == "exact":
+    choice = exact
+  elif layout == "padded":
+    choice = [Program(None, whole_frame)] * len(chains)
+  else:
+    choice = _cheapest(exact, known, cost, whole_frame, layout == "auto")
+  members: dict[Program, list[int]] = {}
+  for i, program in enumerate(choice):
+    members.setdefault(program, []).append(i)
+  new = [program for program in members if program not in known]
+  return Plan(
+    groups=tuple(Group(program, tuple(found)) for program, found in members.items()),
+    num_new=len(new),
+    compile_seconds=sum(map(cost.compile_seconds, new)),
+    run_seconds=sum(map(cost.run_seconds, choice)),
+  )
+
+
+def _cheapest(
+  exact: list[Program],
+  known: set[Program],
+  cost: CostModel,
+  whole_frame: Frame,
+  exact_allowed: bool,
+) -> list[Program]:
+  """The greedy facility location; one program per child."""
+  shapes = sorted({program.widths for program in exact})
+  index = [shapes.index(program.widths) for program in exact]
+  count = np.bincount(index, minlength=len(shapes))
+  largest = max(whole_frame)
+  frames = {round_up(shape, largest) for shape in shapes} | {whole_frame}
+  frames |= {shape for shape, n in zip(shapes, count) if n > 1}
+  frames |= {program.frame for program in known if program.frame}
+  candidates = [Program(None, frame) for frame in sorted(frames)]
+  run = np.array(
+    [
+      [
+        cost.run_seconds(program) if place(shape, program.widths) else np.inf
+        for shape in shapes
+      ]
+      for program in candidates
+    ]
+  )[:, index]
+  opening = np.array(
+    [
+      0.0 if program in known else cost.compile_seconds(program) * _FRAME_SHARE
+      for program in candidates
+    ]
+  )
+  # Alone: the child's own program, or nothing yet.
+  now = np.array([cost.run_seconds(program) for program in exact])
+  now += [0.0 if p in known else cost.compile_seconds(p) for p in exact]
+  chosen = np.full(len(exact), -1)
+  if not exact_allowed:
+    now[:] = 1e9  # any frame is better
+  while True:
+    saved = np.maximum(now[None] - run, 0.0).sum(1) - opening
+    best = int(saved.argmax())
+    if saved[best] <= 0:
+      break
+    better = run[best] < now
+    chosen[better], now[better] = best, run[best][better]
+    opening[best] = 0.0
+  return [candidates[c] if c >= 0 else exact[i] for i, c in enumerate(chosen)]

@@ -1,0 +1,145 @@
+"""What this device does in a second: four rates, measured once and kept.
+
+They feed the cost model of `training.packing`, which compares one way of running a
+round with another: ratios matter, and a factor of two in all of them changes nothing.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nasjax.core import cache
+from nasjax.core.types import InputError
+from nasjax.networks import mlp
+from nasjax.spaces.mlp_chain import Dense
+from nasjax.training import step
+from nasjax.training.losses import TASKS
+
+_BATCH, _UNITS, _REPEATS = 64, 512, 200
+_VECTOR = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceProfile:
+  """Rates of one device, as one program at a time sees them.
+
+  Attributes:
+    flops: floating-point operations a second in a product of `[64, 512] x [512, 512]`.
+    bandwidth: bytes a second through a fused elementwise loop over a megabyte or more.
+    launch: seconds that a tiny kernel inside a program takes.
+    compile_base: seconds to trace and compile a training program without layers.
+    compile_layer: seconds more for every dense layer.
+  """
+
+  flops: float
+  bandwidth: float
+  launch: float
+  compile_base: float
+  compile_layer: float
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if not (math.isfinite(value) and value > 0):
+        raise InputError(f"a device profile needs a positive {name}, got {value}")
+
+
+def _seconds(function, *arguments) -> float:
+  """Best of three runs of a compiled function: the others were disturbed."""
+  times = []
+  for _ in range(4):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    times.append(time.perf_counter() - start)
+  return min(times[1:])
+
+
+def measure() -> DeviceProfile:
+  """Measures the default device; takes about two seconds."""
+  x = jnp.ones((_BATCH, _UNITS))
+  kernel = jnp.eye(_UNITS)
+  vector = jnp.ones(_VECTOR)
+
+  def repeat(body):
+    return jax.jit(
+      lambda start, *constants: jax.lax.fori_loop(
+        0, _REPEATS, lambda _, carry: body(carry, *constants), start
+      )
+    )
+
+  compile_seconds = []
+  for layers in (1, 4):
+    start = time.process_time()
+    _training_like(layers)
+    compile_seconds.append(time.process_time() - start)
+  per_layer = max((compile_seconds[1] - compile_seconds[0]) / 3, 0.01)
+  small = jnp.ones((8, 8))
+  launch = _seconds(repeat(lambda c, k: jnp.cos(c) @ k), small, small) / _REPEATS / 2
+  product = _seconds(repeat(lambda c, k: c @ k), x, kernel) / _REPEATS
+  sweep = _seconds(repeat(lambda c, v: c * 0.5 + v), vector, vector) / _REPEATS
+  return DeviceProfile(
+    flops=2 * _BATCH * _UNITS**2 / product,
+    bandwidth=3 * 4 * _VECTOR / sweep,
+    launch=launch,
+    compile_base=max(compile_seconds[0] - per_layer, 0.05),
+    compile_layer=per_layer,
+  )
+
+
+def _training_like(layers: int) -> None:
+  """Compiles what an exact program of so many equal layers consists of."""
+  chain = tuple(Dense(32 + 8 * i, "elu") for i in range(layers))
+  weights = mlp.init(0, chain, 16, 4)
+  epoch = step.make_epoch(
+    lambda w, x, seed: mlp.apply(w, chain, x, seed), TASKS["multiclass"], weights
+  )
+  shape = jax.ShapeDtypeStruct
+  data = step.DeviceData(*(shape((64, 16), jnp.float32), shape((64,), jnp.int32)) * 2)
+  steps = shape((8,), jnp.float32)
+  jax.jit(epoch).lower(
+    step.start(step.ravel(weights)),
+    shape((8,), jnp.uint32),
+    shape((8, 8), jnp.int32),
+    step.Schedule(steps, steps),
+    data,
+  ).compile()
+
+
+def _device_name() -> str:
+  device = jax.devices()[0]
+  return f"{device.device_kind} {platform.processor() or platform.machine()}"
+
+
+def load_or_measure(folder: pathlib.Path | None = None) -> DeviceProfile:
+  """This device's profile, measured if the cache folder has none of this jax yet.
+
+  A folder that cannot be written, or a file that cannot be read, costs the measurement
+  and nothing else.
+  """
+  folder = cache.folder() if folder is None else folder
+  name = f"{_device_name()} jax {jax.__version__} cpus {os.cpu_count()}"
+  path = folder / "profile.json"
+  stored: dict[str, Any] = {}
+  try:
+    stored = json.loads(path.read_text())
+    return DeviceProfile(**stored[name])
+  except (OSError, ValueError, KeyError, TypeError, InputError):
+    stored = stored if isinstance(stored, dict) else {}
+  profile = measure()
+  stored[name] = dataclasses.asdict(profile)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+      json.dump(stored, file, indent=1)
+    os.replace(file.name, path)
+  except OSError:
+    pass
+  return profile

@@ -1,0 +1,132 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nasjax.core.types import InputError
+from nasjax.networks.mlp import dense_widths, place
+from nasjax.spaces.mlp_chain import Dense, Dropout
+from nasjax.training import packing, profile
+from nasjax.training.packing import CostModel, Program, make_plan
+
+PROFILE = profile.DeviceProfile(
+  flops=5e10, bandwidth=5e10, launch=1e-6, compile_base=0.4, compile_layer=0.1
+)
+WHOLE = (512,) * 5
+
+
+def cost(steps=700, **changed):
+  values = dict(num_features=64, num_outputs=10, batch_size=32, valid_rows=5000)
+  return CostModel(PROFILE, train_steps=steps, **{**values, **changed})
+
+
+def chain(*widths, activation="relu"):
+  return tuple(Dense(width, activation) for width in widths)
+
+
+def random_chains(count, seed=0):
+  random = np.random.default_rng(seed)
+  return [
+    chain(*(2 ** random.integers(3, 10, random.integers(1, 5))), activation=name)
+    for name in random.choice(["relu", "tanh"], count)
+  ]
+
+
+def check(plan, chains):
+  """Every child is in one group whose program can train it."""
+  assert sorted(i for g in plan.groups for i in g.members) == list(range(len(chains)))
+  for group in plan.groups:
+    for i in group.members:
+      if group.program.frame:
+        assert place(dense_widths(chains[i]), group.program.frame) is not None
+      else:
+        assert group.program.layers == chains[i]
+
+
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
+def test_plans_are_partitions_that_fit(layout):
+  chains = random_chains(40)
+  plan = make_plan(chains, (), cost(), layout, WHOLE)
+  check(plan, chains)
+  kinds = {bool(group.program.frame) for group in plan.groups}
+  assert kinds <= {"exact": {False}, "bucketed": {True}, "padded": {True}}.get(
+    layout, {True, False}
+  )
+  assert plan.num_new == len(plan.groups)
+  assert f"{len(chains)} children" in plan.describe()
+
+
+def test_compiling_decides_on_a_small_table_and_arithmetic_on_a_large_one():
+  chains = random_chains(20)
+  small = make_plan(chains, (), cost(steps=300), "auto", WHOLE)
+  large = make_plan(chains, (), cost(steps=300_000), "auto", WHOLE)
+  assert len(small.groups) < len(large.groups) == len(set(chains))
+  assert all(group.program.layers for group in large.groups)
+
+
+def test_auto_is_never_dearer_than_one_kind_alone():
+  for seed in range(5):
+    chains = random_chains(15, seed)
+    total = {
+      layout: plan.compile_seconds + plan.run_seconds
+      for layout in packing.LAYOUTS
+      for plan in [make_plan(chains, (), cost(), layout, WHOLE)]
+    }
+    # A frame's compile time counts half in the decision: it serves later rounds too.
+    assert total["auto"] <= 1.25 * min(total.values())
+
+
+def test_what_is_compiled_already_is_used():
+  chains = [chain(100, 100), chain(60)]
+  ready = Program(None, (128, 128))
+  plan = make_plan(chains, {ready}, cost(), "auto", WHOLE)
+  assert [group.program for group in plan.groups] == [ready]
+  assert plan.num_new == 0 and plan.compile_seconds == 0
+  own = Program(chains[0], None)
+  assert make_plan(chains[:1], {own}, cost(), "auto", WHOLE).groups[0].program == own
+
+
+def test_children_of_one_shape_share_a_program():
+  names = ("relu", "tanh", "elu", "sigmoid")
+  chains = [chain(256, 128, activation=name) for name in names]
+  chains += [(*chain(256, 128), Dropout(0.2))]
+  (group,) = make_plan(chains, (), cost(), "auto", WHOLE).groups
+  assert group.program.frame == (256, 128)
+
+
+def test_slots_are_rounded_up_in_coarse_steps():
+  assert packing.round_up((8, 64, 65, 256, 300), 512) == (64, 64, 256, 256, 512)
+  assert packing.round_up((5,), 8) == (8,)
+
+
+def test_run_time_grows_with_the_work():
+  model = cost()
+  seconds = [model.run_seconds(Program(None, (w, w))) for w in (64, 128, 256, 512)]
+  assert all(b > 1.5 * a for a, b in zip(seconds[1:], seconds[2:]))
+  twice = dataclasses.replace(model, train_steps=1400, valid_rows=10000)
+  assert twice.run_seconds(Program(None, (64,))) == pytest.approx(
+    2 * model.run_seconds(Program(None, (64,)))
+  )
+  assert model.compile_seconds(Program(chain(8, 8), None)) == pytest.approx(0.7)
+
+
+def test_a_profile_is_measured_once_and_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(profile, "measure", lambda: PROFILE)
+  assert profile.load_or_measure(tmp_path) == PROFILE
+
+  def again():
+    raise AssertionError("measured twice")
+
+  monkeypatch.setattr(profile, "measure", again)
+  assert profile.load_or_measure(tmp_path) == PROFILE
+  (tmp_path / "profile.json").write_text('{"broken": ')
+  with pytest.raises(AssertionError, match="twice"):
+    profile.load_or_measure(tmp_path)
+  with pytest.raises(InputError, match="positive flops"):
+    dataclasses.replace(PROFILE, flops=0.0)
+
+
+def test_measuring_gives_rates():
+  measured = profile.measure()
+  assert 1e8 < measured.flops < 1e15 and 1e8 < measured.bandwidth < 1e13
+  assert 0 < measured.launch < 1e-2 and measured.compile_layer > 0
