@@ -59,6 +59,7 @@ class EstimatorConfig:
   epochs: int = field(10, "epochs of a child, at most")
   batch_size: int = field(32, "rows of a step")
   learning_rate: float = field(1e-3, "of the child's Adam")
+  final_rate: float = field(1.0, "part of the rate that is left at the last epoch")
   patience: int = field(3, "epochs without a lower validation loss before it stops")
   score: str = field(
     "weighted", "which epochs' validation metric", ("weighted", "best", "last")
@@ -132,6 +133,11 @@ def check(config: MLPNASConfig) -> MLPChain:
       value = getattr(getattr(config, section), name)
       if not value > 0:
         raise InputError(f"--config.{section}.{name} must be positive, got {value}")
+  if not 0 <= config.estimator.final_rate <= 1:
+    raise InputError(
+      "--config.estimator.final_rate must be between 0 and 1, got "
+      f"{config.estimator.final_rate}"
+    )
   if not 0 < config.retrain.stop_fraction < 1:
     raise InputError(
       "--config.retrain.stop_fraction must be between 0 and 1, got "

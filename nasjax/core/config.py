@@ -21,7 +21,7 @@ PREFIX = "config"
 
 
 def field(default: Any, help_text: str, choices: Sequence[str] | None = None) -> Any:
-  """A dataclass field with a line of help and, for strings, the legal values."""
+  """A field with a line of help and, for a string or several, the legal values."""
   metadata = {"help": help_text, "choices": tuple(choices) if choices else None}
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -56,9 +56,9 @@ def leaves(config: Any, prefix: str = "") -> Iterator[Leaf]:
 class _TupleParser(flags.ArgumentParser):
   """Comma-separated values of one type as a tuple; Python's brackets may stand."""
 
-  def __init__(self, item: type):
+  def __init__(self, item: type, choices: tuple[str, ...] | None = None):
     super().__init__()
-    self._item = item
+    self._item, self._choices = item, choices
     self.syntactic_help = f"comma-separated {item.__name__} values"
 
   def parse(self, argument: Any) -> tuple:
@@ -69,9 +69,17 @@ class _TupleParser(flags.ArgumentParser):
     try:
       if not all(parts):
         raise ValueError
-      return tuple(self._item(part) for part in parts)
+      values = tuple(self._item(part) for part in parts)
     except ValueError:
       raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from None
+    unknown = [
+      value for value in values if self._choices and value not in self._choices
+    ]
+    if unknown:
+      raise ValueError(
+        f"{', '.join(unknown)}: should be out of <{'|'.join(self._choices or ())}>"
+      )
+    return values
 
   def flag_type(self) -> str:
     return self.syntactic_help
@@ -148,7 +156,7 @@ def _parser(leaf: Leaf) -> flags.ArgumentParser:
   if item not in _PARSERS:
     raise TypeError(f"no flag for {leaf.name}: {leaf.annotation}")
   if _is_tuple(leaf.annotation):
-    return _TupleParser(item)
+    return _TupleParser(item, leaf.choices)
   parser = flags.EnumParser(leaf.choices) if leaf.choices else _PARSERS[item]()
   return _OptionalParser(parser) if _is_optional(leaf.annotation) else parser
 
@@ -218,7 +226,7 @@ def _conform(leaf: Leaf, value: Any) -> Any:
     wanted = item.__name__ if leaf.annotation is item else leaf.annotation
     raise InputError(f"config value {leaf.name} must be {wanted}, got {value!r}")
   value = items if is_tuple else items[0]
-  if leaf.choices and value not in leaf.choices:
+  if leaf.choices and any(v not in leaf.choices for v in items):
     raise InputError(
       f"config value {leaf.name} must be one of {', '.join(leaf.choices)}, "
       f"got {value!r}"

@@ -29,6 +29,7 @@ def trained(
   epochs: int = 10,
   batch_size: int = 32,
   learning_rate: float = 1e-3,
+  final_rate: float = 1.0,
   patience: int = 3,
   score: str = "weighted",
   one_shot: shared_weights.Rule = "off",
@@ -44,6 +45,8 @@ def trained(
     epochs: T, at most.
     batch_size: B.
     learning_rate: Adam's.
+    final_rate: the rate falls linearly to this part of itself over the epochs; at 0 a
+      child is measured without the noise of the last steps, as it will be retrained.
     patience: epochs without a lower validation loss before a child stops.
     score: "weighted" (the survey's), "best" or "last" epoch.
     one_shot: share weights by bigram, see `training.shared_weights`.
@@ -103,7 +106,7 @@ def trained(
     children = train(
       key,
       genotypes,
-      Hyper(learning_rate, patience),
+      Hyper(learning_rate, patience, final_rate=final_rate),
       load=load if state.weights else None,
       on_child=report,
       on_plan=on_plan,

@@ -235,19 +235,46 @@ def bars_final(values: Sequence[tuple[str, float]], metric: str) -> Figure:
     values: (name, test metric) from top to bottom, at least one.
     metric: "accuracy" or "r2".
   """
+  colours = [ORANGE if name.startswith("random") else GREY for name, _ in values[1:]]
+  return bars(
+    values,
+    f"test {metric_label(metric)}",
+    "On rows that nothing was selected on",
+    "{:.4f}",
+    [BLUE, *colours],
+  )
+
+
+def bars(
+  values: Sequence[tuple[str, float]],
+  label: str,
+  title: str,
+  shown: str = "{:.3g}",
+  colours: Sequence[str] = (),
+) -> Figure:
+  """One bar a name with its value beside it, from top to bottom.
+
+  Args:
+    values: (name, value), at least one.
+    label: of the axis.
+    title: of the plot.
+    shown: how a value is written.
+    colours: of the bars; without them the first is blue and the others grey.
+  """
   figure, axes = _axes(height=0.5 * len(values) + 1.2)
   names, heights = [name for name, _ in values], np.array([v for _, v in values])
   row = np.arange(len(values))
-  colours = [BLUE] + [ORANGE if n.startswith("random") else GREY for n in names[1:]]
+  colours = colours or [BLUE] + [GREY] * (len(values) - 1)
   axes.barh(row, heights, color=colours, height=0.65)
   for i, height in enumerate(heights):
-    axes.text(max(height, 0), i, f" {height:.4f}", va="center", fontsize=9)
+    text = f" {shown.format(height)}"
+    axes.text(max(height, 0), i, text, va="center", fontsize=9)
   axes.set_yticks(row, names)
   axes.invert_yaxis()
   axes.set_xlim(min(0, heights.min()), max(heights.max(), 0) * 1.15 or 1)
-  axes.set_xlabel(f"test {metric_label(metric)}")
+  axes.set_xlabel(label)
   axes.grid(axis="y", visible=False)
-  axes.set_title("On rows that nothing was selected on")
+  axes.set_title(title)
   return figure
 
 

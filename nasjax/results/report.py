@@ -113,7 +113,19 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     children=records.read(folder / "records.jsonl"),
     control=records.read(folder / "control_records.jsonl"),
   )
-  context = _context(run)
+  return write_page(folder, _context(run))
+
+
+def write_page(folder: pathlib.Path, context: Mapping[str, Any]) -> pathlib.Path:
+  """Writes `report.html` and `report.md` out of sections, atomically.
+
+  Args:
+    folder: the run's.
+    context: what the templates print: experiment, status, headline, warnings, sections.
+
+  Returns:
+    The path of `report.html`.
+  """
   options: dict[str, Any] = {
     "loader": jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     "trim_blocks": True,

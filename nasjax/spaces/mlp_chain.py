@@ -192,7 +192,7 @@ class MLPChain:
       InputError: when the genotype is not in the space.
     """
     genotype = np.asarray(genotype)
-    if genotype.shape != (self.length,) or not bool(self.is_legal(genotype)):
+    if genotype.shape != (self.length,) or not _is_legal(self, genotype):
       raise InputError(f"not a genotype of this space: {genotype.tolist()}")
     widths, activations = self.token_widths(), self.token_activations()
     found: list[Layer] = []
@@ -236,6 +236,10 @@ class MLPChain:
   def to_dict(self) -> dict:
     """The space as plain JSON values: `MLPChain(**d)` with tuples restores it."""
     return {"kind": "mlp_chain", **dataclasses.asdict(self)}
+
+
+# One program: unjitted, the fifty small operations would each be compiled.
+_is_legal = jax.jit(MLPChain.is_legal, static_argnums=0)
 
 
 def describe_layers(layers: tuple[Layer, ...]) -> str:
