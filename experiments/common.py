@@ -16,6 +16,7 @@ from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 from nasjax.training.packing import LAYOUTS
+from nasjax.training.population import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,17 @@ class EstimatorConfig:
     "off", "share weights by bigram, which writer wins", ("off", "last", "best")
   )
   layout: str = field("auto", "how a population is compiled", LAYOUTS)
+  memory_limit_gb: float | None = field(
+    None, "of a vmapped population on each device; none for what is free"
+  )
+  compute_dtype: str = field("float32", "of activations and gradients", DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Over what a vmapped population is sharded; see `nasjax.training.population`."""
+
+  population: int | None = field(None, "devices that share a population; none for all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +103,7 @@ class MLPNASConfig:
   strategy: StrategyConfig = StrategyConfig()
   estimator: EstimatorConfig = EstimatorConfig()
   retrain: RetrainConfig = RetrainConfig()
+  mesh: MeshConfig = MeshConfig()
   control: bool = field(True, "random search at the same budget, as a control")
   baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
   published: str = field("", "the survey's table beside ours; a preset sets it")
@@ -138,6 +151,11 @@ def check(config: MLPNASConfig) -> MLPChain:
       "--config.estimator.final_rate must be between 0 and 1, got "
       f"{config.estimator.final_rate}"
     )
+  limit = config.estimator.memory_limit_gb
+  if limit is not None and not limit > 0:
+    raise InputError(
+      f"--config.estimator.memory_limit_gb must be positive, got {limit}"
+    )
   if not 0 < config.retrain.stop_fraction < 1:
     raise InputError(
       "--config.retrain.stop_fraction must be between 0 and 1, got "
@@ -165,7 +183,13 @@ def make_control(config: MLPNASConfig, space: MLPChain) -> Strategy:
 
 def make_estimator(config: MLPNASConfig, space: MLPChain, dataset, **callbacks):
   """The estimator of the config, with the callbacks of `estimators.trained`."""
-  return trained(space, dataset, **dataclasses.asdict(config.estimator), **callbacks)
+  return trained(
+    space,
+    dataset,
+    num_devices=config.mesh.population,
+    **dataclasses.asdict(config.estimator),
+    **callbacks,
+  )
 
 
 # The survey's six configurations (its tables 1 to 6) and what it printed for them.

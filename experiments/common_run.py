@@ -74,7 +74,12 @@ def _job(config, run, dataset, space, summary) -> None:
   start = time.perf_counter()
   watch = _Watch(run)
   estimator = common.make_estimator(
-    config, space, dataset, on_child=watch.on_child, on_plan=watch.on_plan
+    config,
+    space,
+    dataset,
+    on_child=watch.on_child,
+    on_plan=watch.on_plan,
+    log=run.log,
   )
   shared = (config, run, space, estimator, watch)
   strategy = common.make_controller(config, space)

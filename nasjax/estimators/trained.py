@@ -34,6 +34,10 @@ def trained(
   score: str = "weighted",
   one_shot: shared_weights.Rule = "off",
   layout: Layout = "auto",
+  num_devices: int | None = None,
+  memory_limit_gb: float | None = None,
+  compute_dtype: str = "float32",
+  log: Callable[[str], None] = lambda message: None,
   on_child: Callable[[int, Child, float], None] | None = None,
   on_plan: Callable[[Plan], None] | None = None,
 ) -> Estimator:
@@ -51,6 +55,10 @@ def trained(
     score: "weighted" (the survey's), "best" or "last" epoch.
     one_shot: share weights by bigram, see `training.shared_weights`.
     layout: see `training.packing`.
+    num_devices: see `training.population`, as are the next three.
+    memory_limit_gb: of each device.
+    compute_dtype: of activations and gradients.
+    log: called with a line when a population does not fit and is split.
     on_child: called as `(i, child, score)` when child i of a round is done, in the
       order in which they are.
     on_plan: called with a round's plan before it starts.
@@ -76,6 +84,10 @@ def trained(
     epochs=epochs,
     batch_size=batch_size,
     layout=layout,
+    num_devices=num_devices,
+    memory_limit_gb=memory_limit_gb,
+    compute_dtype=compute_dtype,
+    log=log,
   )
   score_of = jax.jit(SCORES[score])
 

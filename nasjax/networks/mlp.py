@@ -214,7 +214,7 @@ def cut(framed: Weights, layers: tuple[Layer, ...]) -> Weights:
 def _drop(x_BW: jax.Array, seed: Any, kept: Any) -> jax.Array:
   batch, units = x_BW.shape
   keep = counter.uniform(seed, (batch, units)) < kept
-  return jnp.where(keep, x_BW / kept, 0.0)
+  return jnp.where(keep, x_BW * jnp.asarray(1.0 / kept, x_BW.dtype), 0.0)
 
 
 def apply(
@@ -261,9 +261,10 @@ def apply_framed(
   """
   for i, (layer, slot) in enumerate(zip(weights, slots)):
     units = layer["bias"].shape[0]
-    out = _activate(x @ layer["kernel"] + layer["bias"][None], slot.activation)
+    terms = tuple(jnp.asarray(term, x.dtype) for term in slot.activation)
+    out = _activate(x @ layer["kernel"] + layer["bias"][None], terms)
     # sigmoid(0) is not 0: what is outside the layer must not reach the next one.
-    out = out * slot.inside[None]
+    out = out * jnp.asarray(slot.inside, x.dtype)[None]
     if i > 0:  # an empty slot passes on what came, which is zero beyond `units`
       room = max(units - x.shape[1], 0)
       passed = jnp.pad(x[:, :units], ((0, 0), (0, room)))

@@ -14,12 +14,14 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
+from jax.sharding import Mesh
 
 from nasjax.core import counter
 from nasjax.core import keys as keys_lib
@@ -30,6 +32,7 @@ from nasjax.training import packing
 from nasjax.training import profile as profile_lib
 from nasjax.training.losses import Task
 from nasjax.training.packing import LAYOUTS, Group, Layout, Plan, Program
+from nasjax.training.programs import Programs
 from nasjax.training.step import (
   DeviceData,
   EarlyStopping,
@@ -37,8 +40,6 @@ from nasjax.training.step import (
   Hyper,
   Schedule,
   epoch_batches,
-  judge,
-  make_epoch,
   ravel,
   start,
   unravel,
@@ -70,6 +71,7 @@ class Child(NamedTuple):
   failure: str | None
 
 
+DTYPES = ("float32", "bfloat16")
 LoadWeights = Callable[[tuple[Layer, ...], mlp.Weights], mlp.Weights]
 OnChild = Callable[[int, Child], None]
 OnPlan = Callable[[Plan], None]
@@ -87,6 +89,27 @@ class _Round(NamedTuple):
   load: LoadWeights | None
   cancelled: threading.Event
 
+  def inputs(self, epoch: int, seeds: np.ndarray) -> tuple[Any, ...]:
+    """The rows, the dropout seeds `[..., S]` and the rates of one epoch."""
+    num_steps = self.schedule.first.shape[1]
+    now = slice(epoch * num_steps, (epoch + 1) * num_steps)
+    schedule = jax.tree.map(lambda sizes: sizes[epoch], self.schedule)
+    return seeds[..., now], self.batches[epoch], schedule
+
+  def step_seeds(self, i: int) -> np.ndarray:
+    """`[T * S]` uint32: a child's dropout seed of every step."""
+    step = np.arange(self.schedule.first.size, dtype=np.uint32)
+    return counter.fold(self.dropout_seeds[i], step)
+
+  def weights(self, i: int, program: Program, sizes: tuple[int, int]) -> mlp.Weights:
+    """A child's weights before training, in the form of the program."""
+    weights = mlp.init(self.init_seeds[i], self.layers[i], *sizes)
+    if self.load:
+      weights = self.load(self.layers[i], weights)
+    if program.frame:
+      weights = mlp.pad(weights, self.layers[i], program.frame, sizes[1])
+    return weights
+
 
 def population_trainer(
   space: MLPChain,
@@ -98,6 +121,10 @@ def population_trainer(
   batch_size: int,
   layout: Layout = "auto",
   device_profile: profile_lib.DeviceProfile | None = None,
+  num_devices: int | None = None,
+  memory_limit_gb: float | None = None,
+  compute_dtype: str = "float32",
+  log: Callable[[str], None] = lambda message: None,
 ) -> Callable[..., list[Child]]:
   """Builds the function that trains any population of the space on these rows.
 
@@ -111,6 +138,11 @@ def population_trainer(
     layout: see `training.packing`.
     device_profile: what the planner believes of the device; measured (or read from the
       user's cache folder) when the plan first needs one.
+    num_devices: over how many devices a vmapped population is sharded; None for all.
+    memory_limit_gb: what a vmapped population may take of each device; None for nine
+      tenths of what is free. What does not fit is trained in parts.
+    compute_dtype: "float32", or "bfloat16" for activations and gradients.
+    log: called with a line when a population is split.
 
   Returns:
     `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None) ->
@@ -120,8 +152,13 @@ def population_trainer(
     calls.
 
   Raises:
-    InputError: for a layout, a batch size or a number of epochs that cannot be.
+    InputError: for a layout, a batch size, a number of epochs or of devices, or a type
+      that cannot be.
   """
+  if compute_dtype not in DTYPES:
+    raise InputError(
+      f"unknown compute_dtype {compute_dtype!r}; there are {', '.join(DTYPES)}"
+    )
   if layout not in LAYOUTS:
     raise InputError(f"unknown layout {layout!r}; there are {', '.join(LAYOUTS)}")
   if epochs < 1 or batch_size < 1:
@@ -135,7 +172,14 @@ def population_trainer(
       keys_lib.for_genotypes(key, genotypes)
     )
   )
-  programs = _Programs(space, task, data, num_outputs)
+  programs = Programs(
+    task,
+    data,
+    num_outputs,
+    _mesh(num_devices),
+    None if compute_dtype == "float32" else jnp.dtype(compute_dtype),
+  )
+  limit = memory_limit_gb * 1e9 if memory_limit_gb else _free_bytes()
   cost: packing.CostModel | None = None
 
   def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
@@ -182,23 +226,44 @@ def population_trainer(
     the_plan = plan(layers, epochs * num_steps)
     if on_plan:
       on_plan(the_plan)
-    return _run(programs, the_plan, work, layout, on_child)
+    vmapped = layout == "padded" or jax.default_backend() != "cpu"
+    together = functools.partial(train_together, programs, work, limit, log)
+    return _run(programs, the_plan, work, together if vmapped else None, on_child)
 
   return train
 
 
+def _mesh(num_devices: int | None) -> Mesh | None:
+  """The devices as one axis; None when there is but one."""
+  devices = jax.devices()
+  if num_devices is not None and not 1 <= num_devices <= len(devices):
+    raise InputError(
+      f"mesh.population must be between 1 and {len(devices)}, the devices that there "
+      f"are; got {num_devices}"
+    )
+  devices = devices[:num_devices]
+  return Mesh(np.array(devices), ("population",)) if len(devices) > 1 else None
+
+
+def _free_bytes() -> float:
+  """Nine tenths of the memory that one device has free."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return 0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+  return 0.9 * psutil.virtual_memory().available / len(jax.devices())
+
+
 def _run(
-  programs: "_Programs",
+  programs: Programs,
   plan: Plan,
   work: _Round,
-  layout: Layout,
+  together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
   on_child: OnChild | None,
 ) -> list[Child]:
   """Runs the groups of a plan, several at once, and gives the children in order."""
-  vmapped = layout == "padded" or jax.default_backend() != "cpu"
   jobs: list[Group] = []
   for group in plan.groups:
-    if vmapped and group.program.frame:
+    if together and group.program.frame:
       jobs.append(group)
     else:
       jobs += [Group(group.program, (i,)) for i in group.members]
@@ -211,14 +276,25 @@ def _run(
     seen.add(job.program)
   jobs = [jobs[i] for i in sorted(range(len(jobs)), key=rank.__getitem__)]
 
+  def train(job: Group) -> list[tuple[int, Child]]:
+    try:
+      if together and job.program.frame:
+        return list(together(job))
+      return [(i, train_alone(programs, work, job.program, i)) for i in job.members]
+    except jax.errors.JaxRuntimeError as error:  # out of memory, for one
+      reason = str(error).splitlines()[0][:200]
+      nothing = np.full(len(work.batches), np.nan, np.float32)
+      return [
+        (i, Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason))
+        for i in job.members
+      ]
+
   children: dict[int, Child] = {}
   # Worker threads also when there is one: the main thread only waits, so Ctrl-C is
   # answered at once.
   workers = concurrent.futures.ThreadPoolExecutor(_cores())
   try:
-    running = [
-      workers.submit(_train_group, programs, job, work, vmapped) for job in jobs
-    ]
+    running = [workers.submit(train, job) for job in jobs]
     for future in concurrent.futures.as_completed(running):
       for i, child in future.result():
         children[i] = child
@@ -237,199 +313,143 @@ def _cores() -> int:
   return os.cpu_count() or 1
 
 
-class _Programs:
-  """The compiled programs of one trainer."""
-
-  def __init__(
-    self, space: MLPChain, task: Task, data: DeviceData, num_outputs: int
-  ) -> None:
-    self.data = data
-    self.sizes = (data.x_train.shape[1], num_outputs)
-    self._space, self._task = space, task
-    self._lock = threading.Lock()
-    self._compiled: dict[Any, concurrent.futures.Future] = {}
-    self.judge = jax.jit(functools.partial(judge, task))
-
-  def known(self) -> set[Program]:
-    """Programs compiled before."""
-    with self._lock:
-      return {
-        program
-        for (program, *_), future in self._compiled.items()
-        if future.done() and future.exception() is None
-      }
-
-  def get(self, program: Program, vmapped: bool, *arguments: Any) -> Callable:
-    """The compiled epoch of a program; the first who asks compiles it.
-
-    Args:
-      program: which.
-      vmapped: over the leading axis of state, slots and seed.
-      *arguments: those of the epoch, for their shapes.
-    """
-    key = (program, arguments[0].weights.shape)
-    with self._lock:
-      mine = key not in self._compiled
-      if mine:
-        self._compiled[key] = concurrent.futures.Future()
-      future = self._compiled[key]
-    if mine:
-      try:
-        epoch = self._epoch(program)
-        if vmapped:
-          epoch = self._of_population(epoch)
-        future.set_result(jax.jit(epoch).lower(*arguments).compile())
-      except BaseException as error:
-        future.set_exception(error)
-        with self._lock:
-          del self._compiled[key]
-    return future.result()
-
-  def _epoch(self, program: Program) -> Callable:
-    """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.
-
-    Exact programs have no slots.
-    """
-    features, outputs = self.sizes
-    sizes = [features, *program.widths, outputs]
-    template = [
-      {
-        "kernel": jax.ShapeDtypeStruct((i, o), np.float32),
-        "bias": jax.ShapeDtypeStruct((o,), np.float32),
-      }
-      for i, o in zip(sizes[:-1], sizes[1:])
-    ]
-
-    def epoch(state, slots, *rest):
-      def apply(weights, x, seed):
-        if program.layers is not None:
-          return mlp.apply(weights, program.layers, x, seed)
-        return mlp.apply_framed(weights, slots, x, seed)
-
-      return make_epoch(apply, self._task, template)(state, *rest)
-
-    return epoch
-
-  def _of_population(self, epoch: Callable) -> Callable:
-    """The same for a population, which judges itself: outputs would be large."""
-
-    def judged(state, slots, seeds, rows, schedule, data):
-      state, losses, outputs = epoch(state, slots, seeds, rows, schedule, data)
-      return state, judge(self._task, losses, outputs, data.y_valid)
-
-    return jax.vmap(judged, in_axes=(0, 0, 0, None, None, None))
+def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> Child:
+  """Trains child i by itself, in an exact or a framed program."""
+  weights = work.weights(i, program, programs.sizes)
+  seeds = work.step_seeds(i)
+  slots = mlp.slots_of(work.layers[i], program.frame) if program.frame else None
+  num_epochs, data = len(work.batches), programs.data
+  book = EarlyStopping(1, num_epochs, work.hyper)
+  state, best, me = start(ravel(weights)), None, np.array([0])
+  epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
+  begin = time.perf_counter()
+  for epoch in range(num_epochs):
+    if work.cancelled.is_set() or not book.active[0]:
+      break
+    inputs = work.inputs(epoch, seeds)
+    state, losses, outputs = epoch_of(state, slots, *inputs, data)
+    if book.record(me, programs.judge(losses, outputs, data.y_valid))[0]:
+      best = state.weights
+  seconds = time.perf_counter() - begin
+  flat = None if best is None else np.asarray(best)
+  return _child(work.layers[i], program, book, 0, flat, weights, seconds)
 
 
-def _train_group(
-  programs: _Programs, group: Group, work: _Round, vmapped: bool
-) -> list[tuple[int, Child]]:
-  """Trains the children of one group together: as one vmapped program, or one child."""
-  members = np.array(group.members)
-  num_epochs = len(work.batches)
-  try:
-    trainer = _GroupTrainer(programs, group.program, members, work, vmapped)
-    trainer.run()
-    return [(int(i), trainer.child(row)) for row, i in enumerate(members)]
-  except jax.errors.JaxRuntimeError as error:  # out of memory, for one
-    reason = str(error).splitlines()[0][:200]
-    nothing = np.full(num_epochs, np.nan, np.float32)
-    return [
-      (int(i), Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason))
-      for i in members
-    ]
+def train_together(
+  programs: Programs,
+  work: _Round,
+  limit: float,
+  log: Callable[[str], None],
+  group: Group,
+) -> Iterator[tuple[int, Child]]:
+  """Trains the children of a group as one vmapped population.
 
+  The population is filled up to a multiple of the devices; it is cut in two when it
+  would take more memory than the limit. Children that are done leave it between epochs
+  when half of it has, and when what that saves is longer than another compilation.
+  """
+  program, members = group.program, np.array(group.members)
+  assert program.frame is not None
+  devices = programs.mesh.size if programs.mesh else 1
+  width = -(-len(members) // devices) * devices
+  current = np.resize(np.arange(len(members)), width)  # repeats are dummies
+  weights = [work.weights(i, program, programs.sizes) for i in members]
+  all_seeds = np.stack([work.step_seeds(i) for i in members])
+  each = [mlp.slots_of(work.layers[i], program.frame) for i in members]
+  all_slots = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+  state = start(np.stack([ravel(weights[row]) for row in current]))
+  num_epochs, data = len(work.batches), programs.data_everywhere
 
-class _GroupTrainer:
-  """The epochs of one group."""
+  def arguments(epoch: int):
+    slots = jax.tree.map(lambda leaf: leaf[current], all_slots)
+    return slots, *work.inputs(epoch, all_seeds[current]), data
 
-  def __init__(
-    self,
-    programs: _Programs,
-    program: Program,
-    members: np.ndarray,
-    work: _Round,
-    vmapped: bool,
-  ) -> None:
-    self._programs, self._program, self._work = programs, program, work
-    self._members, self._vmapped = members, vmapped and program.frame is not None
-    self._book = EarlyStopping(len(members), len(work.batches), work.hyper)
-    self._template: mlp.Weights = []
-    self._best: Any = None  # [N], or [P, N] when vmapped
-    self.seconds = 0.0
-
-  def _initial(self, row: int) -> np.ndarray:
-    """`[N]` weights of one member before training."""
-    work, sizes = self._work, self._programs.sizes
-    i = self._members[row]
-    weights = mlp.init(work.init_seeds[i], work.layers[i], *sizes)
-    if work.load:
-      weights = work.load(work.layers[i], weights)
-    if self._program.frame:
-      weights = mlp.pad(weights, work.layers[i], self._program.frame, sizes[1])
-    self._template = weights
-    return ravel(weights)
-
-  def run(self) -> None:
-    """Trains until every member is done."""
-    work, rows = self._work, np.arange(len(self._members))
-    flat = np.stack([self._initial(row) for row in range(len(rows))])
-    slots = None
-    if self._program.frame:
-      each = [mlp.slots_of(work.layers[i], self._program.frame) for i in self._members]
-      slots = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-    step = np.arange(work.schedule.first.size, dtype=np.uint32)
-    seeds = counter.fold(work.dropout_seeds[self._members, None], step[None])
-    if not self._vmapped:
-      flat, slots, seeds = jax.tree.map(lambda leaf: leaf[0], (flat, slots, seeds))
-    num_epochs, num_steps = work.schedule.first.shape
-
-    def inputs(epoch: int):
-      now = slice(epoch * num_steps, (epoch + 1) * num_steps)
-      schedule = jax.tree.map(lambda sizes: sizes[epoch], work.schedule)
-      return slots, seeds[..., now], work.batches[epoch], schedule, data
-
-    data, state = self._programs.data, start(flat)
-    program = self._programs.get(self._program, self._vmapped, state, *inputs(0))
-    begin = time.perf_counter()
-    for epoch in range(num_epochs):
-      active = rows[self._book.active]
-      if work.cancelled.is_set() or not len(active):
-        break
-      state, *measured = program(state, *inputs(epoch))
-      if self._vmapped:
-        (result,) = measured
-      else:
-        result = self._programs.judge(*measured, data.y_valid)
-      result = EpochResult(*(np.asarray(v).reshape(-1)[active] for v in result))
-      better = active[self._book.record(active, result)]
-      if not self._vmapped:
-        self._best = state.weights if len(better) else self._best
-      elif self._best is None:
-        self._best = state.weights
-      elif len(better):
-        self._best = _replace_rows(self._best, state.weights, np.isin(rows, better))
-    self.seconds = (time.perf_counter() - begin) / len(rows)
-
-  def child(self, row: int) -> Child:
-    """What a member's training left."""
-    book, layers = self._book, self._work.layers[self._members[row]]
-    failed, epochs_run = bool(book.diverged[row]), int(book.epochs_run[row])
-    weights = None
-    if not failed and self._best is not None:
-      flat = np.asarray(self._best[row] if self._vmapped else self._best)
-      weights = unravel(flat, self._template)
-      if self._program.frame:
-        weights = mlp.cut(weights, layers)
-    return Child(
-      layers=layers,
-      weights=weights,
-      curve=book.curve[row],
-      valid_loss=book.valid_loss[row],
-      epochs_run=epochs_run,
-      best_epoch=int(book.best_epoch[row]),
-      seconds=self.seconds,
-      failure=f"diverged in epoch {epochs_run}" if failed else None,
+  compiled = programs.get(program, width, state, *arguments(0))
+  if compiled.bytes > limit and len(members) > devices:
+    log(
+      f"{len(members)} children would take {compiled.bytes / 1e9:.1f} GB of each "
+      f"device, more than {limit / 1e9:.1f}: they are trained in two parts"
     )
+    half = (len(members) + 1) // 2
+    for part in (group.members[:half], group.members[half:]):
+      yield from train_together(programs, work, limit, log, Group(program, part))
+    return
+
+  book = EarlyStopping(len(members), num_epochs, work.hyper)
+  kept: list[np.ndarray | None] = [None] * len(members)
+  best: Any = None
+  begin = time.perf_counter()
+  for epoch in range(num_epochs):
+    if work.cancelled.is_set() or not book.active.any():
+      break
+    epoch_begin = time.perf_counter()
+    state, result = compiled.run(state, *arguments(epoch))
+    first = np.unique(current, return_index=True)[1]  # without the dummies
+    first = first[book.active[current[first]]]
+    result = EpochResult(*(np.asarray(value)[first] for value in result))
+    better = np.zeros(width, bool)
+    better[first] = book.record(current[first], result)
+    if best is None:
+      best = state.weights
+    elif better.any():
+      best = _replace_rows(best, state.weights, better)
+    epoch_seconds = time.perf_counter() - epoch_begin
+    left = current[first][book.active[current[first]]]
+    smaller = -(-len(left) // devices) * devices
+    saved = (num_epochs - epoch - 1) * epoch_seconds * (1 - smaller / width)
+    cost = 0.0 if programs.has(program, smaller) else compiled.seconds
+    if 0 < 2 * smaller <= width and saved > cost:
+      _keep(kept, best, current)
+      rows = np.array([np.flatnonzero(current == row)[0] for row in left])
+      rows = np.resize(rows, smaller)
+      state = jax.tree.map(lambda leaf, r=rows: np.asarray(leaf)[r], state)
+      current, width = current[rows], smaller
+      compiled = programs.get(program, width, state, *arguments(0))
+      best = state.weights if best is None else np.asarray(best)[rows]
+  seconds = (time.perf_counter() - begin) / len(members)
+  _keep(kept, best, current)
+  for row, i in enumerate(members):
+    yield (
+      int(i),
+      _child(work.layers[i], program, book, row, kept[row], weights[row], seconds),
+    )
+
+
+def _keep(kept: list[np.ndarray | None], best: Any, current: np.ndarray) -> None:
+  """Brings the best weights `[P, N]` of the current children to the host."""
+  if best is None:
+    return
+  host = np.asarray(best)
+  # A dummy repeats a member and is not looked at: the first row of each counts.
+  for row in reversed(range(len(current))):
+    kept[current[row]] = host[row]
+
+
+def _child(
+  layers: tuple[Layer, ...],
+  program: Program,
+  book: EarlyStopping,
+  row: int,
+  flat: np.ndarray | None,
+  template: mlp.Weights,
+  seconds: float,
+) -> Child:
+  """What a training left, out of a row of the book."""
+  failed, epochs_run = bool(book.diverged[row]), int(book.epochs_run[row])
+  weights = None
+  if not failed and flat is not None:
+    weights = unravel(flat, template)
+    weights = mlp.cut(weights, layers) if program.frame else weights
+  return Child(
+    layers=layers,
+    weights=weights,
+    curve=book.curve[row],
+    valid_loss=book.valid_loss[row],
+    epochs_run=epochs_run,
+    best_epoch=int(book.best_epoch[row]),
+    seconds=seconds,
+    failure=f"diverged in epoch {epochs_run}" if failed else None,
+  )
 
 
 @jax.jit

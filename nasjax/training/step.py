@@ -152,13 +152,17 @@ def predict(apply: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
   return jax.lax.map(lambda row: apply(row[None])[0], x, batch_size=_PIECE_ROWS)
 
 
-def make_epoch(apply: Callable[..., jax.Array], task: Task, weights: Any) -> Callable:
+def make_epoch(
+  apply: Callable[..., jax.Array], task: Task, weights: Any, compute_dtype: Any = None
+) -> Callable:
   """Builds the program of one epoch.
 
   Args:
     apply: `(weights, x [B, F], dropout_seed or None) -> outputs [B, C]`.
     task: loss and metric.
     weights: a pytree of the network's weights, for its structure and shapes only.
+    compute_dtype: of activations and gradients, such as bfloat16; weights, Adam and
+      the loss stay float32. None computes in float32.
 
   Returns:
     `epoch(state, seeds [S], rows [S, B], schedule of [S], data) -> (state, losses [S],
@@ -168,11 +172,18 @@ def make_epoch(apply: Callable[..., jax.Array], task: Task, weights: Any) -> Cal
   mean_decay, square_decay = ADAM_DECAYS
 
   def epoch(state: TrainState, seeds, rows, schedule: Schedule, data: DeviceData):
+    def outputs_of(flat, x, seed):
+      parts = unravel(flat, weights)
+      if compute_dtype is not None:
+        x = x.astype(compute_dtype)
+        parts = jax.tree.map(lambda part: part.astype(compute_dtype), parts)
+      return apply(parts, x, seed).astype(jnp.float32)
+
     def batch_loss(flat, rows, seed):
       # The rows come from a permutation: none is out of bounds, so none is checked.
       x = data.x_train.at[rows].get(mode="promise_in_bounds")
       y = data.y_train.at[rows].get(mode="promise_in_bounds")
-      return task.loss(apply(unravel(flat, weights), x, seed), y).mean()
+      return task.loss(outputs_of(flat, x, seed), y).mean()
 
     def step(state: TrainState, inputs):
       rows, seed, sizes = inputs
@@ -183,8 +194,8 @@ def make_epoch(apply: Callable[..., jax.Array], task: Task, weights: Any) -> Cal
       return TrainState(state.weights - update, first, second), loss
 
     state, losses = jax.lax.scan(step, state, (rows, seeds, schedule))
-    last = unravel(state.weights, weights)
-    return state, losses, predict(lambda x: apply(last, x, None), data.x_valid)
+    outputs = predict(lambda x: outputs_of(state.weights, x, None), data.x_valid)
+    return state, losses, outputs
 
   return epoch
 

@@ -10,6 +10,7 @@ from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training.losses import TASKS, get_task
 from nasjax.training.population import device_data, population_trainer
 from nasjax.training.profile import DeviceProfile
+from nasjax.training.programs import Programs
 from nasjax.training.retrain import pooled, retrain
 from nasjax.training.step import Hyper
 
@@ -22,7 +23,7 @@ HYPER = Hyper(0.01, 2)
 PROFILE = DeviceProfile(5e10, 1e10, 1e-6, 0.4, 0.1)
 
 
-def trainer(name="iris", layout="exact", epochs=4):
+def trainer(name="iris", layout="exact", epochs=4, **options):
   dataset = embedded.load(name)
   return population_trainer(
     SPACE,
@@ -33,6 +34,7 @@ def trainer(name="iris", layout="exact", epochs=4):
     batch_size=16,
     layout=layout,
     device_profile=PROFILE,
+    **options,
   )
 
 
@@ -73,6 +75,48 @@ def test_compiles_once(layout):
   with CompileCounter() as again:
     train(jax.random.key(1), GENOTYPES, Hyper(0.5, 1))
   assert again.count == 0
+
+
+def test_children_that_are_done_leave_a_population(monkeypatch):
+  widths = []
+  get = Programs.get
+
+  def counted(self, program, width, *arguments):
+    widths.append(width)
+    return get(self, program, width, *arguments)._replace(seconds=0.0)
+
+  monkeypatch.setattr(Programs, "get", counted)
+  hyper = Hyper(0.3, 1)  # so fast that most are done after a few epochs
+  children = trainer(layout="padded", epochs=12)(jax.random.key(0), GENOTYPES, hyper)
+  assert widths[0] == 3 and widths[-1] < 3
+  assert len({child.epochs_run for child in children}) > 1
+  alone = trainer(layout="exact", epochs=12)(jax.random.key(0), GENOTYPES, hyper)
+  for a, b in zip(children, alone, strict=True):
+    assert a.epochs_run == b.epochs_run and a.best_epoch == b.best_epoch
+    same(a, b, 2e-3)
+
+
+def test_a_population_that_does_not_fit_is_trained_in_parts():
+  lines = []
+  whole = trainer(layout="padded")(jax.random.key(0), GENOTYPES, HYPER)
+  split = trainer(layout="padded", memory_limit_gb=1e-6, log=lines.append)
+  parts = split(jax.random.key(0), GENOTYPES, HYPER)
+  assert "3 children would take" in lines[0] and len(lines) == 2
+  for a, b in zip(whole, parts, strict=True):
+    same(a, b, 1e-5)
+
+
+def test_bfloat16_computes_what_float32_computes_but_coarser():
+  # Random weights would do; learning makes sure that gradients arrive as well.
+  exact = trainer(epochs=8)(jax.random.key(0), GENOTYPES, HYPER)
+  for layout in ("exact", "padded"):
+    coarse = trainer(layout=layout, epochs=8, compute_dtype="bfloat16")(
+      jax.random.key(0), GENOTYPES, HYPER
+    )
+    for a, b in zip(exact, coarse, strict=True):
+      assert a.weights[0]["kernel"].dtype == b.weights[0]["kernel"].dtype == np.float32
+      np.testing.assert_allclose(a.valid_loss, b.valid_loss, atol=0.08)
+      assert np.nanmax(np.abs(a.valid_loss - b.valid_loss)) > 0
 
 
 def test_a_diverging_child_hurts_nobody():
@@ -120,7 +164,8 @@ def test_every_child_and_the_plan_are_reported():
 
 
 def test_settings_that_cannot_be_are_refused():
-  for options in ({"epochs": 0}, {"layout": "sideways"}):
+  wrong = ({"epochs": 0}, {"layout": "sideways"}, {"compute_dtype": "int8"})
+  for options in (*wrong, {"num_devices": 0}, {"num_devices": 99}):
     with pytest.raises(InputError):
       trainer(**options)
 

@@ -1,0 +1,157 @@
+"""The compiled epochs of one trainer: built from `step`, kept by program and width."""
+
+import concurrent.futures
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nasjax.networks import mlp
+from nasjax.training.losses import Task
+from nasjax.training.packing import Program
+from nasjax.training.step import DeviceData, judge, make_epoch
+
+
+class Compiled(NamedTuple):
+  """A compiled epoch.
+
+  Attributes:
+    run: `(state, slots, seeds, rows, schedule, data) -> ...`, see `step.make_epoch`.
+    bytes: of memory on one device while it runs: arguments, results, scratch.
+    seconds: that its compilation took.
+  """
+
+  run: Callable
+  bytes: int
+  seconds: float
+
+
+class Programs:
+  """Compiles on demand, once, from any thread.
+
+  Attributes:
+    data: rows on the first device.
+    sizes: (F, C).
+    judge: the program that judges an epoch of one child.
+    mesh: over which populations are sharded; None for one device.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    data: DeviceData,
+    num_outputs: int,
+    mesh: Mesh | None = None,
+    compute_dtype: Any = None,
+  ) -> None:
+    self.sizes = (data.x_train.shape[1], num_outputs)
+    self.judge = jax.jit(functools.partial(judge, task))
+    self.mesh = mesh
+    self.data = data
+    self._task, self._dtype = task, compute_dtype
+    self._lock = threading.Lock()
+    self._compiled: dict[Any, concurrent.futures.Future[Compiled]] = {}
+
+  @functools.cached_property
+  def data_everywhere(self) -> DeviceData:
+    """The rows on every device of the mesh."""
+    if self.mesh is None:
+      return self.data
+    return jax.device_put(self.data, NamedSharding(self.mesh, PartitionSpec()))
+
+  def known(self) -> set[Program]:
+    """Programs compiled before."""
+    with self._lock:
+      return {
+        program
+        for (program, _), future in self._compiled.items()
+        if future.done() and future.exception() is None
+      }
+
+  def has(self, program: Program, width: int) -> bool:
+    """Whether a population of that width need not be compiled."""
+    with self._lock:
+      return (program, width) in self._compiled
+
+  def get(self, program: Program, width: int, *arguments: Any) -> Compiled:
+    """The compiled epoch of a program; the first who asks compiles it.
+
+    Args:
+      program: which.
+      width: P of a population, vmapped over the leading axis of state, slots and
+        seeds; 0 for one child without that axis.
+      *arguments: those of the epoch, for their shapes.
+    """
+    with self._lock:
+      mine = (program, width) not in self._compiled
+      if mine:
+        self._compiled[program, width] = concurrent.futures.Future()
+      future = self._compiled[program, width]
+    if mine:
+      try:
+        future.set_result(self._compile(program, width, arguments))
+      except BaseException as error:
+        future.set_exception(error)
+        with self._lock:
+          del self._compiled[program, width]
+    return future.result()
+
+  def lower(self, program: Program, width: int, *arguments: Any, **options: Any):
+    """The program traced and lowered, not compiled; `options` of `Traced.lower`."""
+    epoch = self._epoch(program)
+    if width:
+      epoch = self._of_population(epoch)
+    shardings: Any = {}
+    if width and self.mesh is not None:
+      split = NamedSharding(self.mesh, PartitionSpec("population"))
+      whole = NamedSharding(self.mesh, PartitionSpec())
+      shardings = {"in_shardings": (split, split, split, whole, whole, whole)}
+      shardings["out_shardings"] = split
+    return jax.jit(epoch, **shardings).trace(*arguments).lower(**options)
+
+  def _compile(self, program: Program, width: int, arguments: tuple) -> Compiled:
+    start = time.perf_counter()
+    compiled = self.lower(program, width, *arguments).compile()
+    memory = compiled.memory_analysis()
+    names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    used = sum(getattr(memory, name, 0) for name in names)
+    return Compiled(compiled, used, time.perf_counter() - start)
+
+  def _epoch(self, program: Program) -> Callable:
+    """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.
+
+    Exact programs have no slots.
+    """
+    features, outputs = self.sizes
+    sizes = [features, *program.widths, outputs]
+    template = [
+      {
+        "kernel": jax.ShapeDtypeStruct((i, o), np.float32),
+        "bias": jax.ShapeDtypeStruct((o,), np.float32),
+      }
+      for i, o in zip(sizes[:-1], sizes[1:])
+    ]
+
+    def epoch(state, slots, *rest):
+      def apply(weights, x, seed):
+        if program.layers is not None:
+          return mlp.apply(weights, program.layers, x, seed)
+        return mlp.apply_framed(weights, slots, x, seed)
+
+      return make_epoch(apply, self._task, template, self._dtype)(state, *rest)
+
+    return epoch
+
+  def _of_population(self, epoch: Callable) -> Callable:
+    """The same for a population, which judges itself: outputs would be large."""
+
+    def judged(state, slots, seeds, rows, schedule, data):
+      state, losses, outputs = epoch(state, slots, seeds, rows, schedule, data)
+      return state, judge(self._task, losses, outputs, data.y_valid)
+
+    return jax.vmap(judged, in_axes=(0, 0, 0, None, None, None))
