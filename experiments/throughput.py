@@ -60,7 +60,7 @@ class Config:
     return dataclasses.replace(
       self,
       workloads=("mnist_32", "digits_all"),
-      ways=("auto", "padded", "one_jit"),
+      ways=("auto", "one_jit"),
       population=2,
       epochs=1,
       steps=4,

@@ -1,0 +1,62 @@
+"""The throughput experiment's smoke run, its files, and what its figures say."""
+
+import json
+
+import pytest
+
+import run as command_line
+from experiments import common_ways, throughput
+from nasjax.core.types import InputError
+
+
+def test_smoke_run(tmp_path):
+  arguments = ["--experiment=throughput", "--smoke", f"--workdir={tmp_path / 'run'}"]
+  assert command_line.main(arguments) == 0
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["status"] == "finished"
+  rows = {(row["workload"], row["way"]): row for row in summary["rows"]}
+  ways = throughput.Config().smoke().ways
+  assert set(rows) == {(w, way) for w in ("mnist_32", "digits_all") for way in ways}
+  for (workload, _), row in rows.items():
+    assert row["total_seconds"] > 0 and row["amortised_rate"] > 0
+    assert row["peak_gb"] > 0.05
+    if workload == "mnist_32":
+      assert 0 < row["of_floor"] < 1.5 and row["step_ms"] > 0
+  page = (tmp_path / "run" / "report.html").read_text()
+  text = (tmp_path / "run" / "report.md").read_text()
+  for word in ("mnist_32", "digits_all", "one_jit", "Ceiling in the same run"):
+    assert word in page and word in text
+  assert "<svg" in page
+
+
+def test_the_ways_train_the_same_chains():
+  space = throughput._space(throughput.Config(max_width=16), max_layers=4)
+  (genotypes,) = common_ways.random_rounds(space, 0, 1, 6)
+  assert len({tuple(genotype) for genotype in genotypes}) == 6
+  first, second = common_ways.random_rounds(space, 0, 2, 3)
+  assert (genotypes[:3] == first).all() and (genotypes[3:] == second).all()
+  everything = throughput._chains_of_one_or_two(
+    throughput._space(throughput.Config(), max_layers=3)
+  )
+  assert everything.shape == (812, 3)
+  assert len({tuple(genotype) for genotype in everything}) == 812
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
+  class Log:
+    lines: list[str] = []
+
+    def warn(self, line):
+      self.lines.append(line)
+
+  def refused(way, work):
+    raise RuntimeError(f"{way}: ModuleNotFoundError: No module named 'torch'")
+
+  monkeypatch.setattr(throughput, "Worker", refused)
+  assert throughput._start(("torch",), None, Log()) == []
+  assert "peers" in Log.lines[0] and "torch" in Log.lines[0]
+
+
+def test_a_budget_of_nothing_is_refused():
+  with pytest.raises(InputError, match="config.repeats must be positive"):
+    throughput.run(throughput.Config(repeats=0), None)

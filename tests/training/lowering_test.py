@@ -1,0 +1,43 @@
+"""The accelerators' programs lower for them on an install that has neither."""
+
+import jax
+import numpy as np
+import pytest
+
+from nasjax.data import embedded
+from nasjax.networks import mlp
+from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training import step
+from nasjax.training.losses import get_task
+from nasjax.training.packing import Program
+from nasjax.training.population import device_data
+from nasjax.training.programs import Programs
+
+SPACE = MLPChain(widths=(4, 8), max_layers=4)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("width", [0, 3])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_epoch_lowers(platform, width, dtype):
+  data = embedded.load("iris")
+  rows = device_data(data.train, data.valid)
+  programs = Programs(get_task(data.task), rows, 3, compute_dtype=dtype)
+  layers, frame = SPACE.layers(SPACE.parse("8 relu - dropout 0.2 - 4 elu")), (8, 8)
+  weights = mlp.pad(mlp.init(np.uint32(0), layers, 4, 3), layers, frame, 3)
+  state, slots = step.start(step.ravel(weights)), mlp.slots_of(layers, frame)
+  seeds, batches = np.zeros(2, np.uint32), np.zeros((2, 16), np.int32)
+  if width:
+    state, slots, seeds = jax.tree.map(
+      lambda leaf: np.stack([leaf] * width), (state, slots, seeds)
+    )
+  schedule = step.Schedule(np.ones(2, np.float32), np.ones(2, np.float32))
+  lowered = programs.lower(
+    Program(None, frame),
+    width,
+    *(state, slots, seeds, batches, schedule, rows),
+    lowering_platforms=(platform,),
+  )
+  text = lowered.as_text()
+  assert "stablehlo.dot_general" in text and "stablehlo.while" in text
+  assert ("bf16" in text) == (dtype is not None)
