@@ -29,11 +29,8 @@ class Config(common.MLPNASConfig):
   """Configuration of `mlpnas_mnist`."""
 
   # With 12,000 validation rows the best epoch is hardly luck, and the survey's weighted
-  # mean would hold a slow start against dropout. At a constant rate the last steps are
-  # noise of the size of the differences: a falling one measures what retraining gives.
-  estimator: common.EstimatorConfig = common.EstimatorConfig(
-    score="best", final_rate=0.0
-  )
+  # mean would hold a slow start against dropout.
+  estimator: common.EstimatorConfig = common.EstimatorConfig(score="best")
   data: DataConfig = DataConfig()
 
 

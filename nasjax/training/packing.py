@@ -30,6 +30,7 @@ LAYOUTS = ("auto", "exact", "bucketed", "padded")
 # A frame that is compiled now also serves later rounds; counting half of its compile
 # time is where the total of simulated searches is lowest (and flat around it).
 _FRAME_SHARE = 0.5
+_CACHE_BYTES = 2 * 2**20
 _SMALLEST_SLOT = 64  # below it a product costs its launch, not its arithmetic
 
 
@@ -114,24 +115,23 @@ class CostModel:
 
   def run_seconds(self, program: Program) -> float:
     """Expected time to train one child in a program, every epoch run."""
-    profile, sizes = (
-      self.profile,
-      [
-        self.num_features,
-        *program.widths,
-        self.num_outputs,
-      ],
-    )
+    profile = self.profile
+    sizes = [self.num_features, *program.widths, self.num_outputs]
     products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
     units = sum(sizes[1:])
     params = sum(products) + units
     # Forward, weight gradient, and the input's gradient of all layers but the first.
     per_row = 2 * (3 * sum(products) - products[0])
+    # Weight, gradient and two moments: what does not stay in a cache of two megabytes
+    # comes from memory at every step.
+    bandwidth = (
+      profile.bandwidth if 16 * params < _CACHE_BYTES else profile.memory_bandwidth
+    )
     step = (
       profile.launch * (6 + 5 * len(products))
       + per_row * self.batch_size / profile.flops
       # Adam reads weight, gradient and two moments and writes three of them.
-      + 28 * params / profile.bandwidth
+      + 28 * params / bandwidth
       # Activations, their slopes and masks pass through memory a few times.
       + (64 if program.frame else 32) * self.batch_size * units / profile.bandwidth
     )

@@ -188,7 +188,7 @@ def population_trainer(
       # One kind of program leaves nothing to weigh, so any profile will do.
       given = device_profile
       if given is None and layout in ("exact", "padded"):
-        given = profile_lib.DeviceProfile(5e10, 1e10, 1e-5, 0.4, 0.1)
+        given = profile_lib.DeviceProfile(5e10, 5e10, 2e10, 1e-6, 0.4, 0.1)
       cost = packing.CostModel(
         profile=given or profile_lib.load_or_measure(),
         num_features=data.x_train.shape[1],

@@ -1,4 +1,4 @@
-"""What this device does in a second: four rates, measured once and kept.
+"""What this device does in a second, measured once and kept.
 
 They feed the cost model of `training.packing`, which compares one way of running a
 round with another: ratios matter, and a factor of two in all of them changes nothing.
@@ -24,8 +24,9 @@ from nasjax.spaces.mlp_chain import Dense
 from nasjax.training import step
 from nasjax.training.losses import TASKS
 
-_BATCH, _UNITS, _REPEATS = 64, 512, 200
-_VECTOR = 2**20
+# A product streams its kernel: eight of them are more than a cache of one core holds.
+_BATCH, _UNITS, _KERNELS, _REPEATS = 32, 512, 8, 200
+_SMALL, _LARGE = 2**17, 2**23  # values of a vector that a cache holds, and does not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,9 @@ class DeviceProfile:
   """Rates of one device, as one program at a time sees them.
 
   Attributes:
-    flops: floating-point operations a second in a product of `[64, 512] x [512, 512]`.
-    bandwidth: bytes a second through a fused elementwise loop over a megabyte or more.
+    flops: floating-point operations a second in products of `[32, 512] x [512, 512]`.
+    bandwidth: bytes a second through an elementwise loop over a megabyte.
+    memory_bandwidth: likewise over what no cache holds.
     launch: seconds that a tiny kernel inside a program takes.
     compile_base: seconds to trace and compile a training program without layers.
     compile_layer: seconds more for every dense layer.
@@ -42,6 +44,7 @@ class DeviceProfile:
 
   flops: float
   bandwidth: float
+  memory_bandwidth: float
   launch: float
   compile_base: float
   compile_layer: float
@@ -64,16 +67,18 @@ def _seconds(function, *arguments) -> float:
 
 def measure() -> DeviceProfile:
   """Measures the default device; takes about two seconds."""
-  x = jnp.ones((_BATCH, _UNITS))
-  kernel = jnp.eye(_UNITS)
-  vector = jnp.ones(_VECTOR)
 
-  def repeat(body):
+  def repeat(body, times=_REPEATS):
     return jax.jit(
       lambda start, *constants: jax.lax.fori_loop(
-        0, _REPEATS, lambda _, carry: body(carry, *constants), start
+        0, times, lambda i, carry: body(i, carry, *constants), start
       )
     )
+
+  def sweep(size, times):
+    vector = jnp.ones(size)
+    seconds = _seconds(repeat(lambda _, c, v: c * 0.5 + v, times), vector, vector)
+    return 3 * 4 * size * times / seconds
 
   compile_seconds = []
   for layers in (1, 4):
@@ -82,13 +87,15 @@ def measure() -> DeviceProfile:
     compile_seconds.append(time.process_time() - start)
   per_layer = max((compile_seconds[1] - compile_seconds[0]) / 3, 0.01)
   small = jnp.ones((8, 8))
-  launch = _seconds(repeat(lambda c, k: jnp.cos(c) @ k), small, small) / _REPEATS / 2
-  product = _seconds(repeat(lambda c, k: c @ k), x, kernel) / _REPEATS
-  sweep = _seconds(repeat(lambda c, v: c * 0.5 + v), vector, vector) / _REPEATS
+  tiny = repeat(lambda _, c, k: jnp.cos(c) @ k)
+  kernels = jnp.broadcast_to(jnp.eye(_UNITS), (_KERNELS, _UNITS, _UNITS)) + 0.0
+  product = repeat(lambda i, c, k: c @ k[i % _KERNELS])
+  seconds = _seconds(product, jnp.ones((_BATCH, _UNITS)), kernels) / _REPEATS
   return DeviceProfile(
-    flops=2 * _BATCH * _UNITS**2 / product,
-    bandwidth=3 * 4 * _VECTOR / sweep,
-    launch=launch,
+    flops=2 * _BATCH * _UNITS**2 / seconds,
+    bandwidth=sweep(_SMALL, _REPEATS),
+    memory_bandwidth=sweep(_LARGE, 10),
+    launch=_seconds(tiny, small, small) / _REPEATS / 2,
     compile_base=max(compile_seconds[0] - per_layer, 0.05),
     compile_layer=per_layer,
   )

@@ -20,7 +20,7 @@ GENOTYPES = np.stack([SPACE.parse(arch) for arch in ARCHS])
 HYPER = Hyper(0.01, 2)
 
 
-PROFILE = DeviceProfile(5e10, 1e10, 1e-6, 0.4, 0.1)
+PROFILE = DeviceProfile(5e10, 5e10, 2e10, 1e-6, 0.4, 0.1)
 
 
 def trainer(name="iris", layout="exact", epochs=4, **options):
