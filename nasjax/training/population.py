@@ -320,7 +320,8 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
   slots = mlp.slots_of(work.layers[i], program.frame) if program.frame else None
   num_epochs, data = len(work.batches), programs.data
   book = EarlyStopping(1, num_epochs, work.hyper)
-  state, best, me = start(ravel(weights)), None, np.array([0])
+  state = start(ravel(weights) if program.frame else weights)
+  best, me = None, np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
   for epoch in range(num_epochs):
@@ -331,8 +332,8 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
     if book.record(me, programs.judge(losses, outputs, data.y_valid))[0]:
       best = state.weights
   seconds = time.perf_counter() - begin
-  flat = None if best is None else np.asarray(best)
-  return _child(work.layers[i], program, book, 0, flat, weights, seconds)
+  best = jax.tree.map(np.asarray, best)
+  return _child(work.layers[i], program, book, 0, best, weights, seconds)
 
 
 def train_together(
@@ -430,16 +431,17 @@ def _child(
   program: Program,
   book: EarlyStopping,
   row: int,
-  flat: np.ndarray | None,
+  best: Any,
   template: mlp.Weights,
   seconds: float,
 ) -> Child:
   """What a training left, out of a row of the book."""
   failed, epochs_run = bool(book.diverged[row]), int(book.epochs_run[row])
   weights = None
-  if not failed and flat is not None:
-    weights = unravel(flat, template)
-    weights = mlp.cut(weights, layers) if program.frame else weights
+  if not failed and best is not None:
+    weights = best
+    if program.frame:
+      weights = mlp.cut(unravel(best, template), layers)
   return Child(
     layers=layers,
     weights=weights,

@@ -106,13 +106,13 @@ def _training_like(layers: int) -> None:
   chain = tuple(Dense(32 + 8 * i, "elu") for i in range(layers))
   weights = mlp.init(0, chain, 16, 4)
   epoch = step.make_epoch(
-    lambda w, x, seed: mlp.apply(w, chain, x, seed), TASKS["multiclass"], weights
+    lambda w, x, seed: mlp.apply(w, chain, x, seed), TASKS["multiclass"]
   )
   shape = jax.ShapeDtypeStruct
   data = step.DeviceData(*(shape((64, 16), jnp.float32), shape((64,), jnp.int32)) * 2)
   steps = shape((8,), jnp.float32)
   jax.jit(epoch).lower(
-    step.start(step.ravel(weights)),
+    step.start(weights),
     shape((8,), jnp.uint32),
     shape((8, 8), jnp.int32),
     step.Schedule(steps, steps),

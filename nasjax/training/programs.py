@@ -143,7 +143,9 @@ class Programs:
           return mlp.apply(weights, program.layers, x, seed)
         return mlp.apply_framed(weights, slots, x, seed)
 
-      return make_epoch(apply, self._task, template, self._dtype)(state, *rest)
+      # A framed program is there to compile fast, an exact one to run fast.
+      form = template if program.frame else None
+      return make_epoch(apply, self._task, form, self._dtype)(state, *rest)
 
     return epoch
 
