@@ -41,3 +41,13 @@ def test_the_epoch_lowers(platform, width, dtype):
   text = lowered.as_text()
   assert "stablehlo.dot_general" in text and "stablehlo.while" in text
   assert ("bf16" in text) == (dtype is not None)
+  if width:
+    # All children read one batch: their first layers are one product, not a batch of
+    # products (which would have batching dimensions).
+    name = "bf16" if dtype else "f32"
+    firsts = [
+      line
+      for line in text.splitlines()
+      if "dot_general" in line and f"(tensor<16x4x{name}>, tensor<" in line
+    ]
+    assert firsts and not any("batching_dims" in line for line in firsts)
