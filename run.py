@@ -167,9 +167,14 @@ def _execute(arguments: Sequence[str]) -> int:
   )
   if run.already_finished:
     summary = run.read_summary()
+    result = ""
+    if summary.get("best_arch"):
+      result = (
+        f": {summary['best_arch']} scored {summary.get('best_score')}, test "
+        f"{summary.get('test_score')}"
+      )
     print(
-      f"{run.workdir} holds this run, finished: {summary.get('best_arch')} scored "
-      f"{summary.get('best_score')}, test {summary.get('test_score')}.\n"
+      f"{run.workdir} holds this run, finished{result}.\n"
       f"report: {run.workdir / 'report.html'}\n--overwrite runs it again"
     )
     return 0

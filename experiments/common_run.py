@@ -58,8 +58,7 @@ def run_mlpnas(
     summary["status"] = "finished"
   finally:
     # Also when interrupted or failed: nothing that was measured is lost.
-    compiles, seconds = run.compile_stats()
-    summary |= {"num_compiles": compiles, "compile_seconds": seconds}
+    summary |= run.compile_stats()
     run.write_summary(summary)
     path = report.write(run.workdir)
     run.log(f"report: {path}")
@@ -293,7 +292,12 @@ def sklearn_score(dataset: Dataset, seed: int) -> float:
   options = dict(activation="relu", solver="adam", alpha=0.01, random_state=seed)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)  # its default is 200 epochs
-    fitted = model(**options).fit(pool.x, pool.y)
+    # scikit-learn takes Ctrl-C for the end of its fit and only warns.
+    warnings.filterwarnings("error", "Training interrupted by user", UserWarning)
+    try:
+      fitted = model(**options).fit(pool.x, pool.y)
+    except UserWarning:
+      raise KeyboardInterrupt from None
   return float(fitted.score(dataset.test.x, dataset.test.y))
 
 

@@ -2,9 +2,9 @@
 
 A way is `prepare(workload, children) -> train(round) -> None`: our layouts, one `jit`
 per child in plain JAX and optax, and the plain PyTorch and Keras loops that a user
-would write. All train the same chains on the same rows in the same batches. A process
-each keeps their threads, caches and peak memory apart; the parent asks one after the
-other, so that the others rest while one is timed.
+would write. All train the same chains on the same rows in batches of one size. A
+process each keeps their threads, caches and peak memory apart; the parent asks one
+after the other, so that the others rest while one is timed.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nasjax.core.types import InputError
 from nasjax.runtime import CompileCounter
 from nasjax.spaces import base
 from nasjax.spaces.mlp_chain import Dropout, MLPChain
@@ -81,6 +82,10 @@ def random_rounds(
   drawn = np.asarray(jax.jit(jax.vmap(lambda key: base.sample(space, key)))(keys))
   _, first = np.unique(drawn, axis=0, return_index=True)
   chosen = drawn[np.sort(first)][: rounds * population]
+  if len(chosen) < rounds * population:
+    raise InputError(
+      f"the space has too few chains for {rounds} rounds of {population} different ones"
+    )
   return tuple(np.split(chosen, rounds))
 
 
@@ -277,6 +282,8 @@ def _serve(connection, way: str, work: Workload) -> None:
       # Linux counts in KiB.
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
       connection.send((seconds, compiles.count, peak))
+  except KeyboardInterrupt:
+    pass  # the parent was interrupted too, and says so
   except Exception:
     connection.send(traceback.format_exc(limit=-1).strip().splitlines()[-1])
 

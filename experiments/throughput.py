@@ -1,9 +1,10 @@
 """How fast a population trains: our layouts beside what a user would write.
 
-Every way trains the same chains in the same batches, in a process of its own; they take
-turns within one run, so that a noisy machine is noisy for all. Compilation is timed
-apart. The machine's own ceiling (a large matrix product, and the bytes that Adam moves)
-is measured between them.
+Every way trains the same chains, in a process of its own. On the steady workloads they
+take turns within one run, so that a noisy machine is noisy for all; compilation is
+timed apart, and the machine's own ceiling (a large matrix product, and the bytes that
+Adam moves) is measured between them. The campaigns are whole jobs from a cold start,
+timed one after the other.
 
 Command: python run.py --experiment=throughput      (peers: pip install -e ".[peers]")
 Result: benchmarks/RESULTS.md
@@ -52,7 +53,7 @@ class Config:
   repeats: int = field(5, "turns of each way, interleaved")
   chains: int = field(812, "of the digits campaign: all of one or two layers")
   digits_epochs: int = field(30, "of the digits campaign")
-  sample: int = field(24, "chains of the digits campaign for all ways but auto")
+  sample: int = field(24, "chains of the digits campaign, without shared programs")
   max_width: int = field(512, "of the sampled chains")
 
   def smoke(self) -> "Config":
@@ -73,9 +74,11 @@ class Config:
 
 
 def _check(config: Config) -> None:
-  for name in ("population", "epochs", "rounds", "steps", "repeats", "chains"):
-    if getattr(config, name) < 1:
-      raise InputError(f"config.{name} must be positive, got {getattr(config, name)}")
+  for name, value in dataclasses.asdict(config).items():
+    if isinstance(value, int) and value < 1:
+      raise InputError(f"config.{name} must be positive, got {value}")
+  if config.max_width < min(_WIDTHS):
+    raise InputError(f"config.max_width must be at least {min(_WIDTHS)}")
   if not config.workloads or not config.ways:
     raise InputError("give at least one of config.workloads and of config.ways")
 
@@ -147,8 +150,13 @@ def _steady(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
   first: dict[str, float] = {}
   times: dict[str, list[float]] = {worker.way: [] for worker in workers}
   try:
-    for worker in workers:
-      first[worker.way] = worker.train()
+    for worker in list(workers):
+      try:
+        first[worker.way] = worker.train()
+      except RuntimeError as error:
+        run.warn(f"{name}: left out: {error}")
+        workers.remove(worker)
+        continue
       run.log(f"{name}: {worker.way} is ready after {first[worker.way]:.1f} s")
     for _ in range(config.repeats):
       for worker in workers:
@@ -244,7 +252,6 @@ class _Ceiling:
 
 def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
   """Seconds of a whole job of fresh architectures, compilation included, from cold."""
-  sampled = 1.0
   if name == "wine_rounds":
     space = _space(config)
     rounds = common_ways.random_rounds(
@@ -256,10 +263,13 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
     everything = _chains_of_one_or_two(space)[: config.chains]
     rounds, epochs = (everything,), config.digits_epochs
     features, classes, rows = _DIGITS
+  # Programs that children share are compiled once, however many children there are:
+  # scaling a sample would count them many times.
+  whole = ("auto", "bucketed")
   rows_out = []
   for way in config.ways:
     chosen = rounds
-    if name == "digits_all" and way != "auto" and config.sample < len(rounds[0]):
+    if name == "digits_all" and way not in whole and config.sample < len(rounds[0]):
       picked = np.random.default_rng(run.seed).permutation(len(rounds[0]))
       chosen = (rounds[0][picked[: config.sample]],)
     sampled = sum(map(len, rounds)) / sum(map(len, chosen))
@@ -275,28 +285,32 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
       space=space,
       seed=run.seed,
     )
-    (worker,) = _start((way,), work, run) or (None,)
-    if worker is None:
-      continue
-    try:
-      seconds = sum(worker.train(number) for number in range(len(chosen)))
-    finally:
-      worker.close()
-    seconds *= sampled
-    children = sum(map(len, rounds))
-    note = f", from {config.sample} of {children} chains" if sampled > 1 else ""
-    run.log(f"{name}: {way} {seconds:.1f} s{note}")
-    rows_out.append(
-      {
-        "workload": name,
-        "way": way,
-        "total_seconds": seconds,
-        "amortised_rate": children * epochs / seconds,
-        "peak_gb": worker.peak_bytes / 1e9,
-        "num_compiles": worker.num_compiles,
-        "sampled": sampled,
-      }
-    )
+    for worker in _start((way,), work, run):
+      try:
+        seconds = sum(worker.train(number) for number in range(len(chosen)))
+        if sampled > 1 and way == "padded":  # one program: only running is scaled
+          seconds += (sampled - 1) * worker.train(0)
+        else:
+          seconds *= sampled
+      except RuntimeError as error:
+        run.warn(f"{name}: left out: {error}")
+        continue
+      finally:
+        worker.close()
+      children = sum(map(len, rounds))
+      note = f", from {config.sample} of {children} chains" if sampled > 1 else ""
+      run.log(f"{name}: {way} {seconds:.1f} s{note}")
+      rows_out.append(
+        {
+          "workload": name,
+          "way": way,
+          "total_seconds": seconds,
+          "amortised_rate": children * epochs / seconds,
+          "peak_gb": worker.peak_bytes / 1e9,
+          "num_compiles": worker.num_compiles,
+          "sampled": sampled,
+        }
+      )
   return rows_out
 
 
@@ -366,7 +380,8 @@ def _report(run: Run, summary: dict[str, Any]):
       )
     if any(row.get("sampled", 1) > 1 for row in mine):
       notes.append(
-        "All ways but auto: time of a sample of the chains, scaled to all of them."
+        "All ways but auto and bucketed: time of a sample of the chains, scaled to all "
+        "of them; their programs are those of the sample."
       )
     figure = plots.bars(
       [(row["way"], row["amortised_rate"]) for row in mine],

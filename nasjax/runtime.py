@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from nasjax.results import records as records_lib
 from nasjax.results.metrics import MetricsWriter
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_CACHE_EVENT = "/jax/compilation_cache/cache_hits"
 # What a run writes beside config.json; a new run removes these and nothing else.
 _FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
 _LOG = "log.txt"
@@ -35,17 +37,36 @@ _LOG_EVERY_SECONDS = 5.0
 
 
 class _Compiles:
-  """Counts what XLA compiles in this process, from JAX's own events."""
+  """Counts what XLA compiles in this process, from JAX's own events.
+
+  Attributes:
+    count: programs that were wanted.
+    cached: those of them that the persistent cache had.
+    seconds: what all of them took, summed over threads.
+    longest: seconds of the longest that the cache did not have.
+  """
 
   def __init__(self):
-    self.count = 0
-    self.seconds = 0.0
+    self.count = self.cached = 0
+    self.seconds = self.longest = 0.0
+    self._lock = threading.Lock()
+    self._thread = threading.local()  # a hit is told before the event that it is in
+    jax.monitoring.register_event_listener(self._hit)
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
+  def _hit(self, event: str, **_) -> None:
+    if event == _CACHE_EVENT:
+      self._thread.hit = True
+
   def _listen(self, event: str, duration_secs: float, **_) -> None:
-    if event == _COMPILE_EVENT:
+    if event != _COMPILE_EVENT:
+      return
+    hit, self._thread.hit = getattr(self._thread, "hit", False), False
+    with self._lock:
       self.count += 1
+      self.cached += hit
       self.seconds += duration_secs
+      self.longest = self.longest if hit else max(self.longest, duration_secs)
 
 
 _COMPILES = _Compiles()  # JAX keeps a listener for good: one per process
@@ -136,7 +157,7 @@ class Run:
     self.already_finished = False
     self.interrupted = False
     self._console = rich.console.Console(highlight=False, soft_wrap=True)
-    self._compiles = (_COMPILES.count, _COMPILES.seconds)
+    self._compiles = (_COMPILES.count, _COMPILES.cached, _COMPILES.seconds)
     self._metrics: MetricsWriter | None = None
 
   @property
@@ -216,10 +237,19 @@ class Run:
     """`summary.json`, or nothing while there is none."""
     return _read_json(self.workdir / "summary.json")
 
-  def compile_stats(self) -> tuple[int, float]:
-    """Programs compiled since the run began, and the seconds they took."""
-    count, seconds = self._compiles
-    return _COMPILES.count - count, _COMPILES.seconds - seconds
+  def compile_stats(self) -> dict[str, float]:
+    """What was compiled since the run began, as `summary.json` has it.
+
+    Programs, those of them that the persistent cache had, seconds summed over threads,
+    and the longest compilation that it did not save (of this process).
+    """
+    count, cached, seconds = self._compiles
+    return {
+      "num_compiles": _COMPILES.count - count,
+      "num_cached": _COMPILES.cached - cached,
+      "compile_seconds": _COMPILES.seconds - seconds,
+      "longest_compile_seconds": _COMPILES.longest,
+    }
 
   def close(self) -> None:
     """Flushes what is buffered."""
@@ -236,13 +266,20 @@ def use_compilation_cache(folder: str | os.PathLike | None) -> None:
   """Keeps compiled programs between processes; the least used go when it is full.
 
   Args:
-    folder: where, or None for the user's cache folder. A folder that cannot be made
-      leaves programs uncached: that costs time and nothing else.
+    folder: where, or None for the user's cache folder. If that cannot be made programs
+      are not kept: it costs time and nothing else.
+
+  Raises:
+    InputError: for a folder that was asked for and cannot be made.
   """
   path = pathlib.Path(folder) if folder else cache.folder() / "programs"
   try:
     path.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except OSError as error:
+    if folder:
+      raise InputError(
+        f"cannot use --compilation_cache {folder}: {error.strerror}"
+      ) from None
     return
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)

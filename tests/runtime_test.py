@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -253,10 +255,44 @@ def test_compiles_are_counted_once_each(start, tmp_path):
     function(x).block_until_ready()
   assert (cold.count, warm.count, warm.seconds) == (1, 0, 0.0)
   assert cold.seconds > 0
-  assert first.compile_stats()[0] == second.compile_stats()[0]
-  late = start(tmp_path / "3")
-  assert late.compile_stats() == (0, 0.0)
-  assert second.compile_stats()[0] >= 1
+  assert first.compile_stats()["num_compiles"] == second.compile_stats()["num_compiles"]
+  late = start(tmp_path / "3").compile_stats()
+  assert late["num_compiles"] == late["compile_seconds"] == late["num_cached"] == 0
+  assert second.compile_stats()["num_compiles"] >= 1
+
+
+def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+  script = """
+import dataclasses, sys, jax
+import jax.numpy as jnp
+from nasjax import runtime
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+  pass
+
+runtime.use_compilation_cache(sys.argv[1])
+run = runtime.open_run(sys.argv[2], "none", 0, Nothing())
+jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x) @ x))(jnp.eye(40))
+stats = run.compile_stats()
+print(stats["num_compiles"], stats["num_cached"], stats["longest_compile_seconds"])
+"""
+
+  def process(number):
+    workdir = str(tmp_path / str(number))
+    command = [sys.executable, "-c", script, str(tmp_path / "cache"), workdir]
+    words = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(word) for word in words.stdout.split()]
+
+  cold, warm = process(1), process(2)
+  assert cold[0] == warm[0] and cold[1] == 0 and warm[1] >= 1
+  assert warm[2] < cold[2]
+
+
+def test_a_cache_folder_that_cannot_be(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot use --compilation_cache"):
+    runtime.use_compilation_cache(tmp_path / "file" / "cache")
 
 
 def test_environment_names_versions_and_machine():

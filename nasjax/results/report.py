@@ -58,7 +58,9 @@ _COSTS = (
   ("control_seconds", "random-search control, seconds"),
   ("retrain_seconds", "retraining, seconds"),
   ("compile_seconds", "compiling, seconds summed over threads"),
-  ("num_compiles", "programs compiled"),
+  ("num_compiles", "programs compiled or fetched"),
+  ("num_cached", "of them from the cache on disk"),
+  ("longest_compile_seconds", "longest compilation, seconds"),
   ("num_failed", "children failed"),
   ("predictor_tau", "Kendall's tau of the accuracy predictor"),
 )

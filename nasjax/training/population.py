@@ -11,6 +11,7 @@ layout (up to rounding), on its neighbours or on their order.
 
 import concurrent.futures
 import functools
+import math
 import os
 import threading
 import time
@@ -39,6 +40,7 @@ from nasjax.training.step import (
   EpochResult,
   Hyper,
   Schedule,
+  TrainState,
   epoch_batches,
   ravel,
   start,
@@ -180,6 +182,11 @@ def population_trainer(
     None if compute_dtype == "float32" else jnp.dtype(compute_dtype),
   )
   limit = memory_limit_gb * 1e9 if memory_limit_gb else _free_bytes()
+  # On a CPU a vmapped product is slow, so children take turns; anywhere else, and over
+  # several devices, all of them are one program.
+  in_turn = jax.default_backend() == "cpu" and programs.mesh is None
+  if layout == "auto" and not in_turn:
+    layout = "padded"
   cost: packing.CostModel | None = None
 
   def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
@@ -226,7 +233,7 @@ def population_trainer(
     the_plan = plan(layers, epochs * num_steps)
     if on_plan:
       on_plan(the_plan)
-    vmapped = layout == "padded" or jax.default_backend() != "cpu"
+    vmapped = layout == "padded" or not in_turn
     together = functools.partial(train_together, programs, work, limit, log)
     return _run(programs, the_plan, work, together if vmapped else None, on_child)
 
@@ -279,10 +286,11 @@ def _run(
   def train(job: Group) -> list[tuple[int, Child]]:
     try:
       if together and job.program.frame:
-        return list(together(job))
+        with programs.one_population:  # each may take all the memory there is
+          return list(together(job))
       return [(i, train_alone(programs, work, job.program, i)) for i in job.members]
     except jax.errors.JaxRuntimeError as error:  # out of memory, for one
-      reason = str(error).splitlines()[0][:200]
+      reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
       nothing = np.full(len(work.batches), np.nan, np.float32)
       return [
         (i, Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason))
@@ -345,41 +353,52 @@ def train_together(
 ) -> Iterator[tuple[int, Child]]:
   """Trains the children of a group as one vmapped population.
 
-  The population is filled up to a multiple of the devices; it is cut in two when it
-  would take more memory than the limit. Children that are done leave it between epochs
-  when half of it has, and when what that saves is longer than another compilation.
+  The population is filled up to a multiple of the devices; it is cut into parts when it
+  would take more memory than the limit, before any weights are made. Children that are
+  done leave it between epochs when half of it has, and when what that saves is longer
+  than another compilation.
   """
   program, members = group.program, np.array(group.members)
   assert program.frame is not None
   devices = programs.mesh.size if programs.mesh else 1
   width = -(-len(members) // devices) * devices
   current = np.resize(np.arange(len(members)), width)  # repeats are dummies
-  weights = [work.weights(i, program, programs.sizes) for i in members]
+  template = work.weights(members[0], program, programs.sizes)
+  num_weights = len(ravel(template))
   all_seeds = np.stack([work.step_seeds(i) for i in members])
   each = [mlp.slots_of(work.layers[i], program.frame) for i in members]
   all_slots = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-  state = start(np.stack([ravel(weights[row]) for row in current]))
   num_epochs, data = len(work.batches), programs.data_everywhere
 
   def arguments(epoch: int):
     slots = jax.tree.map(lambda leaf: leaf[current], all_slots)
     return slots, *work.inputs(epoch, all_seeds[current]), data
 
-  compiled = programs.get(program, width, state, *arguments(0))
-  if compiled.bytes > limit and len(members) > devices:
+  part = jax.ShapeDtypeStruct((width, num_weights), np.float32)
+  compiled = programs.get(program, width, TrainState(part, part, part), *arguments(0))
+  # Beside the program: the best weights and their replacement; on a CPU, where the
+  # host's memory is the device's, also the initial state.
+  copies = 5 if jax.default_backend() == "cpu" else 2
+  needed = compiled.bytes + copies * 4 * num_weights * width / devices
+  if needed > limit and len(members) > devices:
+    parts = min(math.ceil(needed / limit), -(-len(members) // devices))
     log(
-      f"{len(members)} children would take {compiled.bytes / 1e9:.1f} GB of each "
-      f"device, more than {limit / 1e9:.1f}: they are trained in two parts"
+      f"{len(members)} children would take {needed / 1e9:.3g} GB of each device, more "
+      f"than {limit / 1e9:.3g}: they are trained in {parts} parts"
     )
-    half = (len(members) + 1) // 2
-    for part in (group.members[:half], group.members[half:]):
-      yield from train_together(programs, work, limit, log, Group(program, part))
+    for some in np.array_split(members, parts):
+      smaller_group = Group(program, tuple(map(int, some)))
+      yield from train_together(programs, work, math.inf, log, smaller_group)
     return
 
+  flat = np.empty((width, num_weights), np.float32)
+  for row, member in enumerate(current):
+    flat[row] = ravel(work.weights(members[member], program, programs.sizes))
+  state = start(flat)
   book = EarlyStopping(len(members), num_epochs, work.hyper)
   kept: list[np.ndarray | None] = [None] * len(members)
   best: Any = None
-  begin = time.perf_counter()
+  seconds = 0.0
   for epoch in range(num_epochs):
     if work.cancelled.is_set() or not book.active.any():
       break
@@ -395,6 +414,7 @@ def train_together(
     elif better.any():
       best = _replace_rows(best, state.weights, better)
     epoch_seconds = time.perf_counter() - epoch_begin
+    seconds += epoch_seconds / len(members)
     left = current[first][book.active[current[first]]]
     smaller = -(-len(left) // devices) * devices
     saved = (num_epochs - epoch - 1) * epoch_seconds * (1 - smaller / width)
@@ -407,12 +427,11 @@ def train_together(
       current, width = current[rows], smaller
       compiled = programs.get(program, width, state, *arguments(0))
       best = state.weights if best is None else np.asarray(best)[rows]
-  seconds = (time.perf_counter() - begin) / len(members)
   _keep(kept, best, current)
   for row, i in enumerate(members):
     yield (
       int(i),
-      _child(work.layers[i], program, book, row, kept[row], weights[row], seconds),
+      _child(work.layers[i], program, book, row, kept[row], template, seconds),
     )
 
 
@@ -423,7 +442,7 @@ def _keep(kept: list[np.ndarray | None], best: Any, current: np.ndarray) -> None
   host = np.asarray(best)
   # A dummy repeats a member and is not looked at: the first row of each counts.
   for row in reversed(range(len(current))):
-    kept[current[row]] = host[row]
+    kept[current[row]] = host[row].copy()  # a view would hold on to all of them
 
 
 def _child(

@@ -39,6 +39,7 @@ class Programs:
     sizes: (F, C).
     judge: the program that judges an epoch of one child.
     mesh: over which populations are sharded; None for one device.
+    one_population: a lock, held while a vmapped population is trained.
   """
 
   def __init__(
@@ -55,6 +56,7 @@ class Programs:
     self.data = data
     self._task, self._dtype = task, compute_dtype
     self._lock = threading.Lock()
+    self.one_population = threading.Lock()
     self._compiled: dict[Any, concurrent.futures.Future[Compiled]] = {}
 
   @functools.cached_property
@@ -76,7 +78,8 @@ class Programs:
   def has(self, program: Program, width: int) -> bool:
     """Whether a population of that width need not be compiled."""
     with self._lock:
-      return (program, width) in self._compiled
+      future = self._compiled.get((program, width))
+      return future is not None and future.done()
 
   def get(self, program: Program, width: int, *arguments: Any) -> Compiled:
     """The compiled epoch of a program; the first who asks compiles it.
