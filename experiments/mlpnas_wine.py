@@ -28,6 +28,8 @@ class DataConfig:
 class Config(common.MLPNASConfig):
   """Configuration of `mlpnas_wine`."""
 
+  # As in mlpnas_digits.
+  estimator: common.EstimatorConfig = common.EstimatorConfig(final_rate=0.0)
   data: DataConfig = DataConfig()
 
 
