@@ -7,7 +7,7 @@ Adam moves) is measured between them. The campaigns are whole jobs from a cold s
 timed one after the other.
 
 Command: python run.py --experiment=throughput      (peers: pip install -e ".[peers]")
-Result: benchmarks/RESULTS.md
+Result: not yet measured on an idle machine.
 """
 
 import dataclasses
