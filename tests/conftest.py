@@ -4,8 +4,12 @@ import os
 import pathlib
 import tempfile
 
-import jax
-import pytest
+# Two workers share two cores as it is; and once, XLA's threads waited for each other in
+# a vmapped search for good (jax 0.10.2), which one thread cannot.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
