@@ -6,8 +6,8 @@ validation rows are pooled and a fresh slice, drawn from the seed, decides when 
 The network that is kept then learns from all pooled rows (`refit`): what is held out
 only to stop would be lost to it otherwise. It learns for all epochs at a rate that
 falls linearly to zero, which ends without the noise of the last steps and needs no
-stopping: fewer epochs, as many as early stopping found or twice as many, were worse on
-all data sets here. Should that training diverge, the stopped network is kept.
+stopping: fewer epochs, such as twice as many as early stopping found, were worse on
+digits and wine. Should that training diverge, the stopped network is kept.
 """
 
 import functools
