@@ -17,6 +17,7 @@ from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 from nasjax.training.packing import LAYOUTS
 from nasjax.training.population import DTYPES
+from nasjax.training.profile import DEVICES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,9 @@ class EstimatorConfig:
   memory_limit_gb: float | None = field(
     None, "of a vmapped population on each device; none for what is free"
   )
+  device: str = field(
+    "measured", "what plans suppose: this device, or one by name", DEVICES
+  )
   compute_dtype: str = field("float32", "of activations and gradients", DTYPES)
 
 
@@ -93,6 +97,7 @@ class RetrainConfig:
   monitor: str = field("metric", "what decides which is better", ("metric", "loss"))
   stop_fraction: float = field(0.1, "part of train and valid rows that decides to stop")
   refit: bool = field(True, "in the end learn from all of them, at a falling rate")
+  label_smoothing: float = field(0.1, "part of a label spread over all classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,11 @@ def check(config: MLPNASConfig) -> MLPChain:
     raise InputError(
       "--config.retrain.stop_fraction must be between 0 and 1, got "
       f"{config.retrain.stop_fraction}"
+    )
+  if not 0 <= config.retrain.label_smoothing < 1:
+    raise InputError(
+      "--config.retrain.label_smoothing must be at least 0 and below 1, got "
+      f"{config.retrain.label_smoothing}"
     )
   return MLPChain(**dataclasses.asdict(config.space))
 

@@ -15,7 +15,7 @@ from nasjax.data.base import Dataset
 from nasjax.estimators.base import Estimator
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
-from nasjax.training import shared_weights
+from nasjax.training import profile, shared_weights
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Layout, Plan
 from nasjax.training.population import Child, device_data, population_trainer
@@ -34,6 +34,7 @@ def trained(
   score: str = "weighted",
   one_shot: shared_weights.Rule = "off",
   layout: Layout = "auto",
+  device: str = "measured",
   num_devices: int | None = None,
   memory_limit_gb: float | None = None,
   compute_dtype: str = "float32",
@@ -55,6 +56,7 @@ def trained(
     score: "weighted" (the survey's), "best" or "last" epoch.
     one_shot: share weights by bigram, see `training.shared_weights`.
     layout: see `training.packing`.
+    device: what plans suppose of the device: "measured", or out of `profile.GIVEN`.
     num_devices: see `training.population`, as are the next three.
     memory_limit_gb: of each device.
     compute_dtype: of activations and gradients.
@@ -69,12 +71,16 @@ def trained(
     `shared_layers`. The cost is in seconds of run time.
 
   Raises:
-    InputError: for a score or a rule that does not exist.
+    InputError: for a score, a rule or a device that does not exist.
   """
   if score not in SCORES:
     raise InputError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
   if one_shot not in ("off", "last", "best"):
     raise InputError(f"unknown one-shot rule {one_shot!r}; there are off, last, best")
+  if device not in profile.DEVICES:
+    raise InputError(
+      f"unknown device {device!r}; there are {', '.join(profile.DEVICES)}"
+    )
   num_features, num_outputs = dataset.num_features, dataset.num_outputs
   train = population_trainer(
     space,
@@ -84,6 +90,7 @@ def trained(
     epochs=epochs,
     batch_size=batch_size,
     layout=layout,
+    device_profile=None if device == "measured" else profile.GIVEN[device],
     num_devices=num_devices,
     memory_limit_gb=memory_limit_gb,
     compute_dtype=compute_dtype,

@@ -17,11 +17,27 @@ class Task(NamedTuple):
     loss: -> `[N]`, each example's loss.
     metric: -> scalar over all N, higher is better.
     metric_name: "accuracy" or "r2".
+    mean_loss: outputs `[N, C]` -> `[N]`, the loss averaged over all classes as targets;
+      None without classes.
+    label_smoothing: s in [0, 1), see `train_loss`.
   """
 
   loss: Callable[[jax.Array, jax.Array], jax.Array]
   metric: Callable[[jax.Array, jax.Array], jax.Array]
   metric_name: str
+  mean_loss: Callable[[jax.Array], jax.Array] | None
+  label_smoothing: float = 0.0
+
+  def train_loss(self, outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
+    """What a step minimises, `[N]`: the loss against smoothed labels.
+
+    A label is certain to 1 - s; the rest is spread evenly over all classes (Szegedy et
+    al., "Rethinking the Inception architecture", 2016, section 7).
+    """
+    loss, part = self.loss(outputs_NC, targets_N), self.label_smoothing
+    if not part or self.mean_loss is None:
+      return loss
+    return (1.0 - part) * loss + part * self.mean_loss(outputs_NC)
 
 
 def _binary_loss(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
@@ -39,13 +55,25 @@ def _accuracy(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
   return (outputs_NC.argmax(-1) == targets_N).mean()
 
 
+def _binary_mean_loss(outputs_NC: jax.Array) -> jax.Array:
+  half = jnp.full(outputs_NC.shape[0], 0.5, outputs_NC.dtype)
+  return optax.sigmoid_binary_cross_entropy(outputs_NC[:, 0], half)
+
+
+def _log_total(outputs_NC: jax.Array) -> jax.Array:
+  largest = jax.lax.stop_gradient(outputs_NC.max(-1, keepdims=True))
+  return jnp.log(jnp.exp(outputs_NC - largest).sum(-1)) + largest[:, 0]
+
+
+def _softmax_mean_loss(outputs_NC: jax.Array) -> jax.Array:
+  return _log_total(outputs_NC) - outputs_NC.mean(-1)
+
+
 def _softmax_cross_entropy(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
   # Against a one-hot row: reading the target's logit by its index costs a gather, a
   # scatter in the gradient, and ten kernels to compile in every program.
-  largest = jax.lax.stop_gradient(outputs_NC.max(-1, keepdims=True))
-  log_total = jnp.log(jnp.exp(outputs_NC - largest).sum(-1)) + largest[:, 0]
   hot = jnp.arange(outputs_NC.shape[-1])[None] == targets_N[:, None]
-  return log_total - jnp.where(hot, outputs_NC, 0.0).sum(-1)
+  return _log_total(outputs_NC) - jnp.where(hot, outputs_NC, 0.0).sum(-1)
 
 
 def _squared_error(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
@@ -59,18 +87,20 @@ def _r2(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
 
 
 TASKS = {
-  "binary": Task(_binary_loss, _binary_accuracy, "accuracy"),
-  "multiclass": Task(_softmax_cross_entropy, _accuracy, "accuracy"),
-  "regression": Task(_squared_error, _r2, "r2"),
+  "binary": Task(_binary_loss, _binary_accuracy, "accuracy", _binary_mean_loss),
+  "multiclass": Task(_softmax_cross_entropy, _accuracy, "accuracy", _softmax_mean_loss),
+  "regression": Task(_squared_error, _r2, "r2", None),
 }
 
 
-def get_task(name: str) -> Task:
-  """The task of that name.
+def get_task(name: str, label_smoothing: float = 0.0) -> Task:
+  """The task of that name; regression has no labels to smooth.
 
   Raises:
-    InputError: when there is none.
+    InputError: when there is none, or the smoothing is not in [0, 1).
   """
   if name not in TASKS:
     raise InputError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
-  return TASKS[name]
+  if not 0 <= label_smoothing < 1:
+    raise InputError(f"label smoothing must be in [0, 1), got {label_smoothing}")
+  return TASKS[name]._replace(label_smoothing=label_smoothing)

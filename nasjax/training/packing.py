@@ -10,11 +10,12 @@ Three kinds of program train the same child to the same result:
 On a table of a thousand rows a compilation takes longer than a child's training; on
 MNIST it is noise, and a padded product is not. So a cost model decides, child by child,
 from the shapes, the rows and the device (`profile`), knowing what is compiled already.
-Choosing which programs to open for which children is facility location; the greedy rule
-here opens, one after another, whatever saves most.
+Choosing which programs to open for which children is facility location; the local
+search here opens or closes, one after another, whatever saves most.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -74,13 +75,17 @@ class Plan:
   compile_seconds: float
   run_seconds: float
 
+  @property
+  def num_framed(self) -> int:
+    """Children that run in framed programs."""
+    return sum(len(group.members) for group in self.groups if group.program.frame)
+
   def describe(self) -> str:
     """One line for the log."""
-    framed = [group for group in self.groups if group.program.frame]
-    children = sum(len(group.members) for group in self.groups)
-    inside = sum(len(group.members) for group in framed)
+    framed = sum(1 for group in self.groups if group.program.frame)
+    children, inside = sum(len(g.members) for g in self.groups), self.num_framed
     return (
-      f"{children} children: {children - inside} exact, {inside} in {len(framed)} "
+      f"{children} children: {children - inside} exact, {inside} in {framed} "
       f"framed programs; {self.num_new} of {len(self.groups)} programs to compile "
       f"(about {self.compile_seconds:.1f} s of compiling, {self.run_seconds:.1f} s "
       f"of training)"
@@ -98,6 +103,8 @@ class CostModel:
     batch_size: B.
     train_steps: of all epochs together.
     valid_rows: seen in all epochs together.
+    vmapped: the children of a framed program are one population (accelerators), whose
+      kernels are launched once for all; else each runs by itself.
   """
 
   profile: DeviceProfile
@@ -106,6 +113,7 @@ class CostModel:
   batch_size: int
   train_steps: int
   valid_rows: int
+  vmapped: bool = False
 
   def compile_seconds(self, program: Program) -> float:
     """Expected time to trace and compile a program."""
@@ -113,10 +121,28 @@ class CostModel:
     seconds = self.profile.compile_base + self.profile.compile_layer * layers
     return seconds * (1.25 if program.frame else 1.0)
 
-  def run_seconds(self, program: Program) -> float:
-    """Expected time to train one child in a program, every epoch run."""
+  def shared_seconds(self, program: Program) -> float:
+    """Expected time of what the children of a group need once, every epoch run."""
+    shared = self.vmapped and program.frame
+    return self._launch_seconds(program) if shared else 0.0
+
+  def child_seconds(self, program: Program) -> float:
+    """Expected time that each child adds to its group, every epoch run."""
+    shared = self.vmapped and program.frame
+    alone = 0.0 if shared else self._launch_seconds(program)
+    return alone + self._work_seconds(program)
+
+  def _launch_seconds(self, program: Program) -> float:
+    kernels = 6 + 5 * (len(program.widths) + 1)
+    return self.train_steps * self.profile.launch * kernels
+
+  def _work_seconds(self, program: Program) -> float:
+    """Of one child's arithmetic and traffic."""
     profile = self.profile
-    sizes = [self.num_features, *program.widths, self.num_outputs]
+    sizes = [
+      math.ceil(size / profile.lanes) * profile.lanes
+      for size in (self.num_features, *program.widths, self.num_outputs)
+    ]
     products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
     units = sum(sizes[1:])
     params = sum(products) + units
@@ -124,12 +150,10 @@ class CostModel:
     per_row = 2 * (3 * sum(products) - products[0])
     # Weight, gradient and two moments: what does not stay in a cache of two megabytes
     # comes from memory at every step.
-    bandwidth = (
-      profile.bandwidth if 16 * params < _CACHE_BYTES else profile.memory_bandwidth
-    )
+    cached = 16 * params < _CACHE_BYTES and not self.vmapped
+    bandwidth = profile.bandwidth if cached else profile.memory_bandwidth
     step = (
-      profile.launch * (6 + 5 * len(products))
-      + per_row * self.batch_size / profile.flops
+      per_row * self.batch_size / profile.flops
       # Adam reads weight, gradient and two moments and writes three of them.
       + 28 * params / bandwidth
       # Activations, their slopes and masks pass through memory a few times.
@@ -139,11 +163,14 @@ class CostModel:
     return self.train_steps * step + valid
 
 
-def round_up(widths: Sequence[int], largest: int) -> Frame:
-  """Slots for those widths in coarse steps: 64, 256, 1024, ..., at most `largest`."""
+def round_up(widths: Sequence[int], largest: int, lanes: int = 1) -> Frame:
+  """Slots for those widths in coarse steps, at most `largest`.
+
+  The steps are 64, 256, 1024 and so on; with `lanes` of 128 they are 128, 512, 2048.
+  """
   slots = []
   for width in widths:
-    slot = _SMALLEST_SLOT
+    slot = max(_SMALLEST_SLOT, lanes)
     while slot < width:
       slot *= 4
     slots.append(max(width, min(slot, largest)))
@@ -183,7 +210,8 @@ def make_plan(
     groups=tuple(Group(program, tuple(found)) for program, found in members.items()),
     num_new=len(new),
     compile_seconds=sum(map(cost.compile_seconds, new)),
-    run_seconds=sum(map(cost.run_seconds, choice)),
+    run_seconds=sum(map(cost.child_seconds, choice))
+    + sum(map(cost.shared_seconds, members)),
   )
 
 
@@ -194,42 +222,50 @@ def _cheapest(
   whole_frame: Frame,
   exact_allowed: bool,
 ) -> list[Program]:
-  """The greedy facility location; one program per child."""
+  """The local search of facility location; one program per child."""
   shapes = sorted({program.widths for program in exact})
   index = [shapes.index(program.widths) for program in exact]
   count = np.bincount(index, minlength=len(shapes))
-  largest = max(whole_frame)
-  frames = {round_up(shape, largest) for shape in shapes} | {whole_frame}
+  largest, lanes = max(whole_frame), cost.profile.lanes
+  frames = {round_up(shape, largest, lanes) for shape in shapes} | {whole_frame}
   frames |= {shape for shape, n in zip(shapes, count) if n > 1}
   frames |= {program.frame for program in known if program.frame}
   candidates = [Program(None, frame) for frame in sorted(frames)]
   run = np.array(
     [
       [
-        cost.run_seconds(program) if place(shape, program.widths) else np.inf
+        cost.child_seconds(program) if place(shape, program.widths) else np.inf
         for shape in shapes
       ]
       for program in candidates
     ]
   )[:, index]
-  opening = np.array(
-    [
-      0.0 if program in known else cost.compile_seconds(program) * _FRAME_SHARE
-      for program in candidates
-    ]
-  )
-  # Alone: the child's own program, or nothing yet.
-  now = np.array([cost.run_seconds(program) for program in exact])
-  now += [0.0 if p in known else cost.compile_seconds(p) for p in exact]
-  chosen = np.full(len(exact), -1)
-  if not exact_allowed:
-    now[:] = 1e9  # any frame is better
+  shared = np.array([cost.shared_seconds(program) for program in candidates])
+  opening = shared + [
+    0.0 if program in known else cost.compile_seconds(program) * _FRAME_SHARE
+    for program in candidates
+  ]
+  if exact_allowed:
+    alone = np.array([cost.child_seconds(program) for program in exact])
+    alone += [0.0 if p in known else cost.compile_seconds(p) for p in exact]
+  else:
+    alone = np.full(len(exact), 1e9)  # any frame is better
+  opened: list[int] = []
   while True:
-    saved = np.maximum(now[None] - run, 0.0).sum(1) - opening
-    best = int(saved.argmax())
-    if saved[best] <= 0:
+    options = np.vstack([alone, run[opened]])
+    now = options.min(0)
+    by_opening = np.maximum(now - run, 0.0).sum(1) - opening
+    by_opening[opened] = 0.0
+    by_closing = [
+      opening[c] - (np.delete(options, 1 + i, 0).min(0) - now).sum()
+      for i, c in enumerate(opened)
+    ]
+    saved = max(by_opening.max(), *by_closing, 0.0)
+    if saved <= 1e-9:
       break
-    better = run[best] < now
-    chosen[better], now[better] = best, run[best][better]
-    opening[best] = 0.0
-  return [candidates[c] if c >= 0 else exact[i] for i, c in enumerate(chosen)]
+    if saved in by_closing:
+      del opened[by_closing.index(saved)]
+    else:
+      opened.append(int(by_opening.argmax()))
+  best = options.argmin(0)
+  return [candidates[opened[b - 1]] if b else exact[i] for i, b in enumerate(best)]

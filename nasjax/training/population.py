@@ -185,8 +185,7 @@ def population_trainer(
   # On a CPU a vmapped product is slow, so children take turns; anywhere else, and over
   # several devices, all of them are one program.
   in_turn = jax.default_backend() == "cpu" and programs.mesh is None
-  if layout == "auto" and not in_turn:
-    layout = "padded"
+  vmapped = layout == "padded" or not in_turn
   cost: packing.CostModel | None = None
 
   def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
@@ -195,7 +194,7 @@ def population_trainer(
       # One kind of program leaves nothing to weigh, so any profile will do.
       given = device_profile
       if given is None and layout in ("exact", "padded"):
-        given = profile_lib.DeviceProfile(5e10, 5e10, 2e10, 1e-6, 0.4, 0.1)
+        given = profile_lib.ANY
       cost = packing.CostModel(
         profile=given or profile_lib.load_or_measure(),
         num_features=data.x_train.shape[1],
@@ -203,6 +202,7 @@ def population_trainer(
         batch_size=min(batch_size, num_rows),
         train_steps=steps,
         valid_rows=epochs * data.x_valid.shape[0],
+        vmapped=vmapped,
       )
     whole = (space.max_width,) * (space.length - 1)
     return packing.make_plan(chains, programs.known(), cost, layout, whole)
@@ -233,7 +233,6 @@ def population_trainer(
     the_plan = plan(layers, epochs * num_steps)
     if on_plan:
       on_plan(the_plan)
-    vmapped = layout == "padded" or not in_turn
     together = functools.partial(train_together, programs, work, limit, log)
     return _run(programs, the_plan, work, together if vmapped else None, on_child)
 
@@ -329,7 +328,8 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
   num_epochs, data = len(work.batches), programs.data
   book = EarlyStopping(1, num_epochs, work.hyper)
   state = start(ravel(weights) if program.frame else weights)
-  best, me = None, np.array([0])
+  best: Any = None
+  me = np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
   for epoch in range(num_epochs):
@@ -341,7 +341,9 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
       best = state.weights
   seconds = time.perf_counter() - begin
   best = jax.tree.map(np.asarray, best)
-  return _child(work.layers[i], program, book, 0, best, weights, seconds)
+  if program.frame and best is not None:
+    best = unravel(best, weights)
+  return _child(work.layers[i], program, book, 0, best, seconds)
 
 
 def train_together(
@@ -353,18 +355,19 @@ def train_together(
 ) -> Iterator[tuple[int, Child]]:
   """Trains the children of a group as one vmapped population.
 
-  The population is filled up to a multiple of the devices; it is cut into parts when it
-  would take more memory than the limit, before any weights are made. Children that are
-  done leave it between epochs when half of it has, and when what that saves is longer
-  than another compilation.
+  The population is filled up to a multiple of the devices, and to the width of one that
+  is compiled and hardly larger; it is cut into parts when it would take more memory
+  than the limit, before any weights are made. Children that are done leave it between
+  epochs when half of it has, and when what that saves is longer than another
+  compilation.
   """
   program, members = group.program, np.array(group.members)
   assert program.frame is not None
   devices = programs.mesh.size if programs.mesh else 1
-  width = -(-len(members) // devices) * devices
+  width = programs.fitting(program, -(-len(members) // devices) * devices)
   current = np.resize(np.arange(len(members)), width)  # repeats are dummies
   template = work.weights(members[0], program, programs.sizes)
-  num_weights = len(ravel(template))
+  num_weights = sum(leaf.size for leaf in jax.tree.leaves(template))
   all_seeds = np.stack([work.step_seeds(i) for i in members])
   each = [mlp.slots_of(work.layers[i], program.frame) for i in members]
   all_slots = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -374,29 +377,41 @@ def train_together(
     slots = jax.tree.map(lambda leaf: leaf[current], all_slots)
     return slots, *work.inputs(epoch, all_seeds[current]), data
 
-  part = jax.ShapeDtypeStruct((width, num_weights), np.float32)
-  compiled = programs.get(program, width, TrainState(part, part, part), *arguments(0))
+  part = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((width, *leaf.shape), np.float32), template
+  )
   # Beside the program: the best weights and their replacement; on a CPU, where the
   # host's memory is the device's, also the initial state.
   copies = 5 if jax.default_backend() == "cpu" else 2
-  needed = compiled.bytes + copies * 4 * num_weights * width / devices
-  if needed > limit and len(members) > devices:
-    parts = min(math.ceil(needed / limit), -(-len(members) // devices))
-    log(
-      f"{len(members)} children would take {needed / 1e9:.3g} GB of each device, more "
-      f"than {limit / 1e9:.3g}: they are trained in {parts} parts"
-    )
+  parts, why = 1, ""
+  try:
+    compiled = programs.get(program, width, TrainState(part, part, part), *arguments(0))
+    needed = compiled.bytes + copies * 4 * num_weights * width / devices
+    if needed > limit:
+      parts = min(math.ceil(needed / limit), -(-len(members) // devices))
+      why = (
+        f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"
+      )
+  except jax.errors.JaxRuntimeError as error:  # a TPU's compiler counts for itself
+    if "RESOURCE_EXHAUSTED" not in str(error) or len(members) <= devices:
+      raise
+    parts, why = 2, "do not fit on the device"
+  if parts > 1:
+    log(f"{len(members)} children {why}: they are trained in {parts} parts")
     for some in np.array_split(members, parts):
       smaller_group = Group(program, tuple(map(int, some)))
       yield from train_together(programs, work, math.inf, log, smaller_group)
     return
 
-  flat = np.empty((width, num_weights), np.float32)
+  fresh = jax.tree.map(
+    lambda leaf: np.empty((width, *leaf.shape), np.float32), template
+  )
   for row, member in enumerate(current):
-    flat[row] = ravel(work.weights(members[member], program, programs.sizes))
-  state = start(flat)
+    weights = work.weights(members[member], program, programs.sizes)
+    jax.tree.map(lambda all_, one, row=row: all_.__setitem__(row, one), fresh, weights)
+  state = start(fresh)
   book = EarlyStopping(len(members), num_epochs, work.hyper)
-  kept: list[np.ndarray | None] = [None] * len(members)
+  kept: list[mlp.Weights | None] = [None] * len(members)
   best: Any = None
   seconds = 0.0
   for epoch in range(num_epochs):
@@ -409,40 +424,39 @@ def train_together(
     result = EpochResult(*(np.asarray(value)[first] for value in result))
     better = np.zeros(width, bool)
     better[first] = book.record(current[first], result)
-    if best is None:
-      best = state.weights
+    if best is None:  # a copy: the next epoch takes over the memory of the state
+      best = jax.tree.map(jnp.copy, state.weights)
     elif better.any():
       best = _replace_rows(best, state.weights, better)
     epoch_seconds = time.perf_counter() - epoch_begin
     seconds += epoch_seconds / len(members)
     left = current[first][book.active[current[first]]]
-    smaller = -(-len(left) // devices) * devices
+    smaller = programs.fitting(program, -(-len(left) // devices) * devices)
     saved = (num_epochs - epoch - 1) * epoch_seconds * (1 - smaller / width)
     cost = 0.0 if programs.has(program, smaller) else compiled.seconds
     if 0 < 2 * smaller <= width and saved > cost:
       _keep(kept, best, current)
       rows = np.array([np.flatnonzero(current == row)[0] for row in left])
       rows = np.resize(rows, smaller)
-      state = jax.tree.map(lambda leaf, r=rows: np.asarray(leaf)[r], state)
+      state, best = jax.tree.map(
+        lambda leaf, r=rows: np.asarray(leaf)[r], (state, best)
+      )
       current, width = current[rows], smaller
       compiled = programs.get(program, width, state, *arguments(0))
-      best = state.weights if best is None else np.asarray(best)[rows]
   _keep(kept, best, current)
   for row, i in enumerate(members):
-    yield (
-      int(i),
-      _child(work.layers[i], program, book, row, kept[row], template, seconds),
-    )
+    yield int(i), _child(work.layers[i], program, book, row, kept[row], seconds)
 
 
-def _keep(kept: list[np.ndarray | None], best: Any, current: np.ndarray) -> None:
-  """Brings the best weights `[P, N]` of the current children to the host."""
+def _keep(kept: list[mlp.Weights | None], best: Any, current: np.ndarray) -> None:
+  """Brings the best weights `[P, ...]` of the current children to the host."""
   if best is None:
     return
-  host = np.asarray(best)
+  host = jax.tree.map(np.asarray, best)
   # A dummy repeats a member and is not looked at: the first row of each counts.
   for row in reversed(range(len(current))):
-    kept[current[row]] = host[row].copy()  # a view would hold on to all of them
+    # A view would hold on to all of them.
+    kept[current[row]] = jax.tree.map(lambda leaf, row=row: leaf[row].copy(), host)
 
 
 def _child(
@@ -450,17 +464,14 @@ def _child(
   program: Program,
   book: EarlyStopping,
   row: int,
-  best: Any,
-  template: mlp.Weights,
+  best: mlp.Weights | None,
   seconds: float,
 ) -> Child:
   """What a training left, out of a row of the book."""
   failed, epochs_run = bool(book.diverged[row]), int(book.epochs_run[row])
   weights = None
   if not failed and best is not None:
-    weights = best
-    if program.frame:
-      weights = mlp.cut(unravel(best, template), layers)
+    weights = mlp.cut(best, layers) if program.frame else best
   return Child(
     layers=layers,
     weights=weights,
@@ -474,8 +485,13 @@ def _child(
 
 
 @jax.jit
-def _replace_rows(old: jax.Array, new: jax.Array, which: jax.Array) -> jax.Array:
-  return jnp.where(which[:, None], new, old)
+def _replace_rows(old: Any, new: Any, which: jax.Array) -> Any:
+  """Pytrees `[P, ...]`: the rows of `new` where `which [P]`, else those of `old`."""
+
+  def one(old, new):
+    return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+  return jax.tree.map(one, old, new)
 
 
 def device_data(train: Sequence, valid: Sequence) -> DeviceData:

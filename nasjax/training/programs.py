@@ -81,6 +81,13 @@ class Programs:
       future = self._compiled.get((program, width))
       return future is not None and future.done()
 
+  def fitting(self, program: Program, width: int) -> int:
+    """The width of the smallest compiled population that holds so many, if it is less
+    than twice as wide; else the width itself, which must be compiled."""
+    with self._lock:
+      widths = [w for p, w in self._compiled if p == program and width <= w < 2 * width]
+    return min(widths, default=width)
+
   def get(self, program: Program, width: int, *arguments: Any) -> Compiled:
     """The compiled epoch of a program; the first who asks compiles it.
 
@@ -106,16 +113,19 @@ class Programs:
 
   def lower(self, program: Program, width: int, *arguments: Any, **options: Any):
     """The program traced and lowered, not compiled; `options` of `Traced.lower`."""
-    epoch = self._epoch(program)
+    epoch = self._epoch(program, width)
     if width:
       epoch = self._of_population(epoch)
-    shardings: Any = {}
+    options_of_jit: Any = {}
+    if width:
+      # A population fills the memory: its state is replaced, not held twice.
+      options_of_jit["donate_argnums"] = 0
     if width and self.mesh is not None:
       split = NamedSharding(self.mesh, PartitionSpec("population"))
       whole = NamedSharding(self.mesh, PartitionSpec())
-      shardings = {"in_shardings": (split, split, split, whole, whole, whole)}
-      shardings["out_shardings"] = split
-    return jax.jit(epoch, **shardings).trace(*arguments).lower(**options)
+      options_of_jit["in_shardings"] = (split, split, split, whole, whole, whole)
+      options_of_jit["out_shardings"] = split
+    return jax.jit(epoch, **options_of_jit).trace(*arguments).lower(**options)
 
   def _compile(self, program: Program, width: int, arguments: tuple) -> Compiled:
     start = time.perf_counter()
@@ -123,12 +133,16 @@ class Programs:
     memory = compiled.memory_analysis()
     names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     used = sum(getattr(memory, name, 0) for name in names)
+    used -= getattr(memory, "alias_size_in_bytes", 0)
     return Compiled(compiled, used, time.perf_counter() - start)
 
-  def _epoch(self, program: Program) -> Callable:
+  def _epoch(self, program: Program, width: int) -> Callable:
     """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.
 
-    Exact programs have no slots.
+    Exact programs have no slots. A framed program of one child is there to compile
+    fast: its state is one vector. In a population's the vector would be cut apart and
+    copied into tiles at every step, 1.6 times the bytes on a TPU
+    (`benchmarks/tpu_audit.py`).
     """
     features, outputs = self.sizes
     sizes = [features, *program.widths, outputs]
@@ -146,8 +160,7 @@ class Programs:
           return mlp.apply(weights, program.layers, x, seed)
         return mlp.apply_framed(weights, slots, x, seed)
 
-      # A framed program is there to compile fast, an exact one to run fast.
-      form = template if program.frame else None
+      form = template if program.frame and not width else None
       return make_epoch(apply, self._task, form, self._dtype)(state, *rest)
 
     return epoch

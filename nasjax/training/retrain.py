@@ -7,7 +7,9 @@ The network that is kept then learns from all pooled rows (`refit`): what is hel
 only to stop would be lost to it otherwise. It learns for all epochs at a rate that
 falls linearly to zero, which ends without the noise of the last steps and needs no
 stopping: fewer epochs, such as twice as many as early stopping found, were worse on
-digits and wine. Should that training diverge, the stopped network is kept.
+digits and wine. Labels are smoothed: a network that has its training rows right would
+go on growing its outputs for all those epochs. Should the second training diverge, the
+stopped network is kept.
 """
 
 import functools
@@ -68,6 +70,7 @@ def retrain(
   stop_fraction: float = 0.1,
   refit: bool = True,
   monitor: str = "metric",
+  label_smoothing: float = 0.1,
   seed: int = 0,
 ) -> Retrained:
   """Trains one architecture from fresh weights and tests it once.
@@ -85,13 +88,14 @@ def retrain(
     monitor: what the stopping slice watches: "metric" (highest) or "loss" (lowest,
       the survey's).
     refit: whether the kept network learns from all pooled rows, at a falling rate.
+    label_smoothing: see `losses.Task.train_loss`; 0 is the survey's.
     seed: draws that slice (stratified, for classes).
 
   Returns:
     A `Retrained`.
   """
   pool = pooled(dataset)
-  task = get_task(dataset.task)
+  task = get_task(dataset.task, label_smoothing)
   fit_rows, stop_rows = train_test_split(
     np.arange(len(pool.y)),
     test_size=max(stop_fraction, (dataset.num_classes or 1) / len(pool.y)),

@@ -192,7 +192,7 @@ def make_epoch(
       # The rows come from a permutation: none is out of bounds, so none is checked.
       x = data.x_train.at[rows].get(mode="promise_in_bounds")
       y = data.y_train.at[rows].get(mode="promise_in_bounds")
-      return task.loss(outputs_of(weights, x, seed), y).mean()
+      return task.train_loss(outputs_of(weights, x, seed), y).mean()
 
     def step(state: TrainState, inputs):
       rows, seed, sizes = inputs

@@ -106,13 +106,45 @@ def test_slots_are_rounded_up_in_coarse_steps():
 
 def test_run_time_grows_with_the_work():
   model = cost()
-  seconds = [model.run_seconds(Program(None, (w, w))) for w in (64, 128, 256, 512)]
+  seconds = [model.child_seconds(Program(None, (w, w))) for w in (64, 128, 256, 512)]
   assert all(b > 1.5 * a for a, b in zip(seconds[1:], seconds[2:]))
   twice = dataclasses.replace(model, train_steps=1400, valid_rows=10000)
-  assert twice.run_seconds(Program(None, (64,))) == pytest.approx(
-    2 * model.run_seconds(Program(None, (64,)))
+  assert twice.child_seconds(Program(None, (64,))) == pytest.approx(
+    2 * model.child_seconds(Program(None, (64,)))
   )
   assert model.compile_seconds(Program(chain(8, 8), None)) == pytest.approx(0.7)
+
+
+def test_a_vmapped_group_pays_its_launches_once():
+  slow_launch = dataclasses.replace(PROFILE, launch=0.1)
+  alone = CostModel(slow_launch, 64, 10, 32, train_steps=700, valid_rows=5000)
+  vmapped = dataclasses.replace(alone, vmapped=True)
+  program = Program(None, (64, 64))
+  assert alone.shared_seconds(program) == 0
+  total = vmapped.shared_seconds(program) + vmapped.child_seconds(program)
+  assert total >= alone.child_seconds(program) > vmapped.child_seconds(program)
+  # Where launches are dear, all children go into one population, although the frame
+  # that holds most of them looks best at first.
+  chains = random_chains(20)
+  assert len(make_plan(chains, (), vmapped, "auto", WHOLE).groups) == 1
+  for layout in ("auto", "bucketed"):
+    plan = make_plan(chains, (), vmapped, layout, WHOLE)
+    check(plan, chains)
+    expected = sum(vmapped.shared_seconds(g.program) for g in plan.groups)
+    expected += sum(
+      len(g.members) * vmapped.child_seconds(g.program) for g in plan.groups
+    )
+    assert plan.run_seconds == pytest.approx(expected)
+
+
+def test_lanes_make_narrow_slots_as_dear_as_full_ones():
+  tiled = dataclasses.replace(cost(), profile=dataclasses.replace(PROFILE, lanes=128))
+  narrow, full = Program(None, (64,)), Program(None, (128,))
+  assert tiled.child_seconds(narrow) == tiled.child_seconds(full)
+  assert cost().child_seconds(narrow) < cost().child_seconds(full)
+  assert packing.round_up((8, 128, 129), 512, lanes=128) == (128, 128, 512)
+  plan = make_plan([chain(8, 8), chain(32, 16)], (), tiled, "bucketed", WHOLE)
+  assert [group.program.frame for group in plan.groups] == [(128, 128)]
 
 
 def test_a_profile_is_measured_once_and_kept(tmp_path, monkeypatch):

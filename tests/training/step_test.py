@@ -203,3 +203,28 @@ def test_tasks_by_hand():
   assert float(TASKS["multiclass"].metric(outputs, jnp.array([1, 1]))) == 0.5
   with pytest.raises(InputError, match="unknown task"):
     get_task("ranking")
+
+
+@pytest.mark.parametrize("name, classes", [("binary", 1), ("multiclass", 3)])
+def test_smoothed_labels_are_least_loss_at_the_smoothed_probabilities(name, classes):
+  task = get_task(name, label_smoothing=0.3)
+  if classes == 1:  # log odds of 1 - s + s / 2
+    best = jnp.log(jnp.array([[0.85 / 0.15]]))
+  else:
+    best = jnp.log(jnp.array([[0.1, 0.8, 0.1]]))
+  y = jnp.array([1])
+  slope = jax.grad(lambda z: task.train_loss(z, y).sum())(best)
+  np.testing.assert_allclose(slope, 0.0, atol=1e-6)
+  # What is reported is the loss against the label itself.
+  np.testing.assert_allclose(task.loss(best, y), get_task(name).loss(best, y))
+  np.testing.assert_allclose(
+    get_task(name).train_loss(best, y), get_task(name).loss(best, y)
+  )
+
+
+def test_regression_has_no_labels_to_smooth():
+  z, y = jnp.array([[0.5]]), jnp.array([2.0])
+  smoothed = get_task("regression", label_smoothing=0.3).train_loss(z, y)
+  assert float(smoothed[0]) == 2.25
+  with pytest.raises(InputError, match="label smoothing"):
+    get_task("binary", label_smoothing=1.0)
