@@ -38,8 +38,8 @@ def run(
     raise InputError(f"a search needs at least one round, got {num_rounds}")
   init_key, rounds_key = keys.named(key, "init", "rounds")
   strategy_key, estimator_key = keys.named(init_key, "strategy", "estimator")
-  # Jitted: run op by op, the many small draws would each be compiled.
-  strategy_state = jax.jit(strategy.init)(strategy_key)
+  # Not jitted: what it puts into the state would be constants of a program of its own.
+  strategy_state = strategy.init(strategy_key)
   estimator_state = estimator.init(estimator_key)
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
   known: dict[bytes, float] = {}

@@ -43,16 +43,43 @@ from nasjax.strategies.base import (
 from nasjax.strategies.controller import Controller, lstm_controller
 
 
+class ReinforceHyper(NamedTuple):
+  """Scalars that may change without another compilation; see `reinforce`."""
+
+  learning_rate: Any
+  learning_rate_decay: Any
+  clip_norm: Any
+  baseline_decay: Any
+  fixed_baseline: Any  # NaN when there is none
+  discount: Any
+  entropy: Any
+  predictor: Any
+  adversarial: Any
+
+  def rate(self, step: Any) -> Any:
+    """Adam's learning rate at a step."""
+    return self.learning_rate / (1.0 + self.learning_rate_decay * step)
+
+  def optimizer(self) -> optax.GradientTransformation:
+    """Adam on clipped gradients, with Keras's epsilon."""
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip_norm), optax.adam(self.rate, eps=1e-7)
+    )
+
+
 class ReinforceState(NamedTuple):
   """State of REINFORCE.
 
   Attributes:
+    hyper: float32 scalars: arrays, so that a search can be vmapped over them, and the
+      compiled ask and tell are the same for all of their values.
     params: of the controller.
     optimizer: Adam's state.
     baseline: scalar b of equation (2).
     history: every child so far.
   """
 
+  hyper: ReinforceHyper
   params: Any
   optimizer: Any
   baseline: jax.Array
@@ -65,8 +92,8 @@ def policy_loss(
   genotypes: jax.Array,
   advantages: jax.Array,
   *,
-  discount: float = 1.0,
-  entropy: float = 0.0,
+  discount: Any = 1.0,
+  entropy: Any = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Equation (1).
 
@@ -154,20 +181,28 @@ def reinforce(
   if adversarial and not predictor:
     raise InputError("strategy.adversarial needs the accuracy predictor: predictor > 0")
   controller = lstm_controller(space, hidden=hidden)
-
-  def schedule(step):
-    return learning_rate / (1.0 + learning_rate_decay * step)
-
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(clip_norm), optax.adam(schedule, eps=1e-7)
+  values = ReinforceHyper(
+    learning_rate=learning_rate,
+    learning_rate_decay=learning_rate_decay,
+    clip_norm=clip_norm,
+    baseline_decay=baseline_decay,
+    fixed_baseline=float("nan") if fixed_baseline is None else fixed_baseline,
+    discount=discount,
+    entropy=entropy,
+    predictor=predictor,
+    adversarial=adversarial,
   )
+  # Run op by op, the many small draws would each be compiled.
+  init_params = jax.jit(controller.init)
   predict_all = jax.vmap(controller.predict, in_axes=(None, 0))
 
   def init(key: jax.Array) -> ReinforceState:
-    params = controller.init(key)
+    hyper = jax.tree.map(jnp.float32, values)
+    params = init_params(key)
     return ReinforceState(
+      hyper=hyper,
       params=params,
-      optimizer=optimizer.init(params),
+      optimizer=hyper.optimizer().init(params),
       baseline=jnp.float32(jnp.nan),
       history=empty_history(max_evaluations, space.length),
     )
@@ -187,6 +222,7 @@ def reinforce(
 
   def tell(key, state, genotypes, scores):
     del key
+    hyper, optimizer = state.hyper, state.hyper.optimizer()
     measured = jnp.isfinite(scores)
     # R2 has no lower bound; one hopeless child must not drown the others.
     scores = jnp.where(measured, jnp.clip(scores, -1.0, 1.0), jnp.nan)
@@ -196,23 +232,29 @@ def reinforce(
     info = {}
     if predictor:
       info["predicted"] = predict_all(state.params, genotypes)
-      reward = reward + adversarial * jnp.abs(info["predicted"] - known)  # (3)
+      reward = reward + hyper.adversarial * jnp.abs(info["predicted"] - known)  # (3)
     count = jnp.maximum(measured.sum(), 1)
     mean = jnp.where(measured, reward, 0.0).sum() / count
     if fixed_baseline is None:
       baseline = jnp.where(jnp.isnan(state.baseline), mean, state.baseline)
-      moved = baseline_decay * baseline + (1.0 - baseline_decay) * mean  # (2)
+      decay = hyper.baseline_decay
+      moved = decay * baseline + (1.0 - decay) * mean  # (2)
       next_baseline = jnp.where(measured.any(), moved, state.baseline)
     else:
-      baseline = next_baseline = jnp.float32(fixed_baseline)
+      baseline = next_baseline = hyper.fixed_baseline
     advantage = jnp.where(measured, reward - baseline, 0.0)
 
     def loss_fn(params):
       loss, mean_entropy = policy_loss(  # (1)
-        controller, params, genotypes, advantage, discount=discount, entropy=entropy
+        controller,
+        params,
+        genotypes,
+        advantage,
+        discount=hyper.discount,
+        entropy=hyper.entropy,
       )
       fit = predictor_loss(params, history) if predictor else jnp.float32(0)
-      return loss + predictor * fit, (loss, mean_entropy, fit)
+      return loss + hyper.predictor * fit, (loss, mean_entropy, fit)
 
     def update(carry, _):
       params, opt_state = carry
@@ -229,8 +271,8 @@ def reinforce(
       "loss": loss,
       "entropy": mean_entropy,
       "predictor_loss": fit,
-      "learning_rate": schedule(history.num_added // population * updates),
+      "learning_rate": hyper.rate(history.num_added // population * updates),
     }
-    return ReinforceState(params, opt_state, next_baseline, history), info
+    return ReinforceState(hyper, params, opt_state, next_baseline, history), info
 
   return Strategy(init, ask, tell)

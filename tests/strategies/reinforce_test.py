@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from nasjax.core.types import InputError
+from nasjax.runtime import CompileCounter
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.controller import lstm_controller
 from nasjax.strategies.random_search import random_search
@@ -250,3 +251,23 @@ def test_reinforce_beats_random_search_at_equal_budget():
   assert ours.max() <= 1.0
   p = scipy.stats.mannwhitneyu(ours, control, alternative="greater").pvalue
   assert p < 0.01, (ours.mean(), control.mean(), p)
+
+
+def test_other_hyper_parameters_compile_nothing_and_are_obeyed():
+  first = compiled(utility="score")
+  changed = dict(
+    learning_rate=0.1, clip_norm=0.3, entropy=0.2, discount=0.9, baseline_decay=0.5
+  )
+  state = first.init(jax.random.key(0))
+  scores = jnp.linspace(0.0, 1.0, 4)
+  genotypes, _ = first.ask(jax.random.key(1), state)
+  first.tell(jax.random.key(2), state, genotypes, scores)
+  other = compiled(utility="score", **changed)
+  state = other.init(jax.random.key(0))
+  with CompileCounter() as again:
+    asked, _ = first.ask(jax.random.key(1), state)
+    new, info = first.tell(jax.random.key(2), state, asked, scores)
+  assert again.count == 0
+  own, own_info = other.tell(jax.random.key(2), state, asked, scores)
+  jax.tree.map(np.testing.assert_array_equal, (new, info), (own, own_info))
+  assert float(info["learning_rate"]) == pytest.approx(0.1 / (1 + 0.1 * 10))
