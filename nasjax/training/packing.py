@@ -15,7 +15,6 @@ search here opens or closes, one after another, whatever saves most.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -139,10 +138,7 @@ class CostModel:
   def _work_seconds(self, program: Program) -> float:
     """Of one child's arithmetic and traffic."""
     profile = self.profile
-    sizes = [
-      math.ceil(size / profile.lanes) * profile.lanes
-      for size in (self.num_features, *program.widths, self.num_outputs)
-    ]
+    sizes = [self.num_features, *program.widths, self.num_outputs]
     products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
     units = sum(sizes[1:])
     params = sum(products) + units
@@ -163,14 +159,15 @@ class CostModel:
     return self.train_steps * step + valid
 
 
-def round_up(widths: Sequence[int], largest: int, lanes: int = 1) -> Frame:
-  """Slots for those widths in coarse steps, at most `largest`.
+def round_up(widths: Sequence[int], largest: int) -> Frame:
+  """Slots for those widths in coarse steps: 64, 256, 1024, ..., at most `largest`.
 
-  The steps are 64, 256, 1024 and so on; with `lanes` of 128 they are 128, 512, 2048.
+  Also for a TPU, whose tiles have 128 lanes: by `benchmarks/tpu_audit.py` a slot of 64
+  costs 0.6 of one of 128, as XLA lays the longer axis of a kernel along the lanes.
   """
   slots = []
   for width in widths:
-    slot = max(_SMALLEST_SLOT, lanes)
+    slot = _SMALLEST_SLOT
     while slot < width:
       slot *= 4
     slots.append(max(width, min(slot, largest)))
@@ -226,8 +223,8 @@ def _cheapest(
   shapes = sorted({program.widths for program in exact})
   index = [shapes.index(program.widths) for program in exact]
   count = np.bincount(index, minlength=len(shapes))
-  largest, lanes = max(whole_frame), cost.profile.lanes
-  frames = {round_up(shape, largest, lanes) for shape in shapes} | {whole_frame}
+  largest = max(whole_frame)
+  frames = {round_up(shape, largest) for shape in shapes} | {whole_frame}
   frames |= {shape for shape, n in zip(shapes, count) if n > 1}
   frames |= {program.frame for program in known if program.frame}
   candidates = [Program(None, frame) for frame in sorted(frames)]

@@ -40,8 +40,6 @@ class DeviceProfile:
     launch: seconds that a tiny kernel inside a program takes.
     compile_base: seconds to trace and compile a training program without layers.
     compile_layer: seconds more for every dense layer.
-    lanes: an array's last axis takes whole multiples of this in memory and in the
-      matrix unit; 1 where it does not matter.
   """
 
   flops: float
@@ -50,7 +48,6 @@ class DeviceProfile:
   launch: float
   compile_base: float
   compile_layer: float
-  lanes: int = 1
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
@@ -62,8 +59,8 @@ ANY = DeviceProfile(5e10, 5e10, 2e10, 1e-6, 0.4, 0.1)
 """A core of some CPU, where a plan has nothing to weigh."""
 
 GIVEN = {
-  "tpu-v5e": DeviceProfile(197e12, 819e9, 819e9, 1e-6, 2.0, 1.5, lanes=128),
-  "tpu-v6e": DeviceProfile(918e12, 1640e9, 1640e9, 1e-6, 2.0, 1.5, lanes=128),
+  "tpu-v5e": DeviceProfile(197e12, 819e9, 819e9, 1e-6, 1.0, 1.0),
+  "tpu-v6e": DeviceProfile(918e12, 1640e9, 1640e9, 1e-6, 1.0, 1.0),
 }
 """Devices that need not be here: published peaks in bfloat16 and of the memory, compile
 times by `benchmarks/tpu_audit.py`; the launch is a guess that decides little."""

@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nasjax.networks import mlp
 from nasjax.training.losses import Task
 from nasjax.training.packing import Program
-from nasjax.training.step import DeviceData, judge, make_epoch
+from nasjax.training.step import WHOLE_PASS_ROWS, DeviceData, judge, make_epoch
+
+_FEWEST_VALID_ROWS = 512
 
 
 class Compiled(NamedTuple):
@@ -161,7 +163,11 @@ class Programs:
         return mlp.apply_framed(weights, slots, x, seed)
 
       form = template if program.frame and not width else None
-      return make_epoch(apply, self._task, form, self._dtype)(state, *rest)
+      # A thousand children that validate on all rows at once hold more activations
+      # than weights.
+      together = max(width // (self.mesh.size if self.mesh else 1), 1)
+      rows = max(WHOLE_PASS_ROWS // together, _FEWEST_VALID_ROWS)
+      return make_epoch(apply, self._task, form, self._dtype, rows)(state, *rest)
 
     return epoch
 

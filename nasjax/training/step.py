@@ -17,9 +17,9 @@ import numpy as np
 
 from nasjax.training.losses import Task
 
-# Above this many rows a validation pass is cut into pieces of the second size, so that
-# its activations stay small beside the weights.
-_WHOLE_PASS_ROWS = 16384
+# Above this many rows a validation pass is cut into pieces of at most the second size,
+# so that its activations stay small beside the weights.
+WHOLE_PASS_ROWS = 16384
 _PIECE_ROWS = 4096
 
 ADAM_DECAYS = (0.9, 0.999)
@@ -149,11 +149,14 @@ def epoch_batches(key: jax.Array, rows: int, batch_size: int, epochs: int) -> ja
   return jax.lax.map(one_epoch, jnp.arange(epochs))
 
 
-def predict(apply: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """Outputs `[N, C]` of `apply` on `x [N, F]`, in pieces when N is large."""
-  if x.shape[0] <= _WHOLE_PASS_ROWS:
+def predict(
+  apply: Callable[[jax.Array], jax.Array], x: jax.Array, most: int = WHOLE_PASS_ROWS
+) -> jax.Array:
+  """Outputs `[N, C]` of `apply` on `x [N, F]`, in pieces when N is above `most`."""
+  if x.shape[0] <= most:
     return apply(x)
-  return jax.lax.map(lambda row: apply(row[None])[0], x, batch_size=_PIECE_ROWS)
+  piece = min(most, _PIECE_ROWS)
+  return jax.lax.map(lambda row: apply(row[None])[0], x, batch_size=piece)
 
 
 def make_epoch(
@@ -161,6 +164,7 @@ def make_epoch(
   task: Task,
   template: Any = None,
   compute_dtype: Any = None,
+  valid_rows: int = WHOLE_PASS_ROWS,
 ) -> Callable:
   """Builds the program of one epoch.
 
@@ -171,6 +175,7 @@ def make_epoch(
       them as one vector; None when it holds them as they are.
     compute_dtype: of activations and gradients, such as bfloat16; weights, Adam and
       the loss stay float32. None computes in float32.
+    valid_rows: at most so many are validated at once.
 
   Returns:
     `epoch(state, seeds [S], rows [S, B], schedule of [S], data) -> (state, losses [S],
@@ -211,7 +216,9 @@ def make_epoch(
       return TrainState(*parts), loss
 
     state, losses = jax.lax.scan(step, state, (rows, seeds, schedule))
-    outputs = predict(lambda x: outputs_of(state.weights, x, None), data.x_valid)
+    outputs = predict(
+      lambda x: outputs_of(state.weights, x, None), data.x_valid, valid_rows
+    )
     return state, losses, outputs
 
   return epoch

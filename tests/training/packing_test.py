@@ -137,16 +137,6 @@ def test_a_vmapped_group_pays_its_launches_once():
     assert plan.run_seconds == pytest.approx(expected)
 
 
-def test_lanes_make_narrow_slots_as_dear_as_full_ones():
-  tiled = dataclasses.replace(cost(), profile=dataclasses.replace(PROFILE, lanes=128))
-  narrow, full = Program(None, (64,)), Program(None, (128,))
-  assert tiled.child_seconds(narrow) == tiled.child_seconds(full)
-  assert cost().child_seconds(narrow) < cost().child_seconds(full)
-  assert packing.round_up((8, 128, 129), 512, lanes=128) == (128, 128, 512)
-  plan = make_plan([chain(8, 8), chain(32, 16)], (), tiled, "bucketed", WHOLE)
-  assert [group.program.frame for group in plan.groups] == [(128, 128)]
-
-
 def test_a_profile_is_measured_once_and_kept(tmp_path, monkeypatch):
   monkeypatch.setattr(profile, "measure", lambda: PROFILE)
   assert profile.load_or_measure(tmp_path) == PROFILE

@@ -165,7 +165,7 @@ def test_the_metric_may_decide_and_the_loss_breaks_its_ties():
 
 
 def test_large_validation_sets_are_cut_into_pieces():
-  x = jnp.arange(step._WHOLE_PASS_ROWS + 7.0)[:, None]
+  x = jnp.arange(step.WHOLE_PASS_ROWS + 7.0)[:, None]
   np.testing.assert_allclose(step.predict(lambda part: part * 2, x), x * 2)
 
 
