@@ -2,7 +2,7 @@
 
 Flags:
   --experiment=NAME   which one; without it, and with --help, the list of them
-  --workdir=FOLDER    where everything goes (default runs/NAME)
+  --workdir=FOLDER    where everything goes (default runs/NAME, runs/NAME_seed1)
   --seed=0            of everything random
   --smoke             the seconds-long version
   --overwrite         throw away a run that is in the folder already
@@ -98,6 +98,8 @@ def _unknown_flag(name: str, known: list[str]) -> str:
   near = difflib.get_close_matches(name, known, 1, 0.8)
   near = near or difflib.get_close_matches(name.rpartition(".")[2], parts, 1, 0.7)
   hint = f"did you mean --{parts.get(near[0], near[0])}?" if near else "see --help"
+  if name == "config.preset":
+    hint = "this experiment has no presets"
   return f"unknown flag --{name}; {hint}"
 
 

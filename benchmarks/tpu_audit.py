@@ -53,6 +53,8 @@ for _name, _value in (
 FEATURES, CLASSES, TRAIN, VALID = 784, 10, 48_000, 12_000
 BATCH, RETRAIN_BATCH, EPOCHS = 32, 64, 10
 ADAM_BYTES = 28
+STATE_BYTES = 16  # a weight, its two moments and its gradient
+MEMORY_GB = {"v5e": 16, "v6e": 32}
 COLLECTIVES = re.compile(
   r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
 )
@@ -190,6 +192,7 @@ class Audit:
     self.profile = profile.GIVEN[f"tpu-{name}"]
     devices = topologies.get_topology_desc(f"{name}:2x2", "tpu").devices
     self.mesh = Mesh(np.array(devices[:chips]), ("population",))
+    self.memory_gb = MEMORY_GB[name]
     self.chips = chips
     self.space = MLPChain()
 
@@ -197,6 +200,14 @@ class Audit:
     """One program of a population, or (no members) of one child."""
     row = Row(name, members or 1)
     width = -(-members // self.chips) * self.chips
+    sizes = [FEATURES, *program.widths, CLASSES]
+    weights = sum((i + 1) * o for i, o in zip(sizes[:-1], sizes[1:]))
+    state = STATE_BYTES * weights * max(width, 1) / self.chips / 1e9
+    if state > self.memory_gb:  # XLA would say so too, after many minutes
+      row.failure = (
+        f"does not fit: {state:.0f} GB of {self.memory_gb}, trained in parts"
+      )
+      return row
     task = get_task("multiclass", label_smoothing=0.0 if members else 0.1)
     mesh = self.mesh if members else None
     # One step on few rows, so that nothing done once an epoch hides it; then an epoch.
@@ -311,8 +322,8 @@ def main() -> int:
   options = parser.parse_args()
   populations = [int(number) for number in options.populations.split(",")]
   for device in options.devices.split(","):
-    if f"tpu-{device}" not in profile.GIVEN:
-      parser.error(f"unknown device {device!r}; there are v5e, v6e")
+    if device not in MEMORY_GB:
+      parser.error(f"unknown device {device!r}; there are {', '.join(MEMORY_GB)}")
     audit = Audit(device, options.chips)
     print(
       f"\nTPU {device}, {options.chips} chip(s), jax {jax.__version__}:\n\n{HEADER}"

@@ -93,10 +93,12 @@ class RetrainConfig:
   epochs: int = field(50, "epochs, at most")
   batch_size: int = field(64, "rows of a step")
   learning_rate: float = field(1e-3, "of Adam")
-  patience: int = field(6, "epochs without a better one before it stops")
-  monitor: str = field("metric", "what decides which is better", ("metric", "loss"))
-  stop_fraction: float = field(0.1, "part of train and valid rows that decides to stop")
-  refit: bool = field(True, "in the end learn from all of them, at a falling rate")
+  refit: bool = field(True, "learn from train and valid rows for all epochs")
+  patience: int = field(6, "without refit: epochs without a better one before it stops")
+  monitor: str = field(
+    "metric", "without refit: what decides which is better", ("metric", "loss")
+  )
+  stop_fraction: float = field(0.1, "without refit: part of the rows that decides")
   label_smoothing: float = field(0.1, "part of a label spread over all classes")
 
 
@@ -142,7 +144,14 @@ def check(config: MLPNASConfig) -> MLPChain:
     InputError: naming the flag.
   """
   positive = {
-    "strategy": ("rounds", "population", "hidden", "updates", "learning_rate"),
+    "strategy": (
+      "rounds",
+      "population",
+      "hidden",
+      "updates",
+      "learning_rate",
+      "clip_norm",
+    ),
     "estimator": ("epochs", "batch_size", "patience", "learning_rate"),
     "retrain": ("epochs", "batch_size", "patience", "learning_rate"),
   }
@@ -151,10 +160,26 @@ def check(config: MLPNASConfig) -> MLPChain:
       value = getattr(getattr(config, section), name)
       if not value > 0:
         raise InputError(f"--config.{section}.{name} must be positive, got {value}")
-  if not 0 <= config.estimator.final_rate <= 1:
+  parts = {  # between 0 and 1, both allowed
+    "strategy": ("baseline_decay", "discount"),
+    "estimator": ("final_rate",),
+  }
+  not_negative = ("entropy", "predictor", "adversarial", "learning_rate_decay")
+  for section, names in parts.items():
+    for name in names:
+      value = getattr(getattr(config, section), name)
+      if not 0 <= value <= 1:
+        raise InputError(
+          f"--config.{section}.{name} must be between 0 and 1, got {value}"
+        )
+  for name in not_negative:
+    value = getattr(config.strategy, name)
+    if not value >= 0:
+      raise InputError(f"--config.strategy.{name} must not be negative, got {value}")
+  if config.published and config.published not in PUBLISHED:
     raise InputError(
-      "--config.estimator.final_rate must be between 0 and 1, got "
-      f"{config.estimator.final_rate}"
+      f"--config.published must be one of {', '.join(PUBLISHED)}, got "
+      f"{config.published!r}"
     )
   limit = config.estimator.memory_limit_gb
   if limit is not None and not limit > 0:
@@ -269,14 +294,19 @@ def presets(*names: str) -> dict:
   """The survey's configurations of these names, as functions on a config.
 
   Each sets what the survey states: one-shot weights, predictor, controller size and
-  budget; its prior (every token alike); and the discount and the 0.5 baseline of its
-  REINFORCE (appendix A).
+  budget; its prior (every token alike); the discount and the 0.5 baseline of its
+  REINFORCE (appendix A); children at a constant rate; and retraining that stops on the
+  validation loss. It gives no coefficient for the adversarial part, which stays off.
   """
 
   def preset(name):
     def apply(config: MLPNASConfig) -> MLPNASConfig:
       changes = dict(_SURVEY[name])
-      estimator = {"one_shot": changes.pop("one_shot"), "score": "weighted"}
+      estimator = {
+        "one_shot": changes.pop("one_shot"),
+        "score": "weighted",
+        "final_rate": 1.0,
+      }
       return replace(
         config,
         space={"prior": "token"},
@@ -287,6 +317,7 @@ def presets(*names: str) -> dict:
           **changes,
         },
         estimator=estimator,
+        retrain={"refit": False, "monitor": "loss", "label_smoothing": 0.0},
         published=name,
       )
 

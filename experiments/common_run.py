@@ -13,11 +13,11 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from experiments import common
 from nasjax import runtime, search
 from nasjax.core import keys
-from nasjax.core.types import Round
+from nasjax.core.types import Evaluation, Round
 from nasjax.data.base import Dataset, describe
-from nasjax.estimators.base import Estimator
+from nasjax.networks import mlp
 from nasjax.results import analysis, export, report
-from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.spaces.mlp_chain import MLPChain, describe_layers
 from nasjax.strategies.base import Strategy
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Plan
@@ -26,16 +26,35 @@ from nasjax.training.retrain import Retrained, pooled, retrain
 
 _BOUND_DELTA = 0.05
 
+# These are in every summary; null where the job did not come to it, or was told not to.
+_PROMISED = (
+  "best_arch",
+  "best_score",
+  "test_accuracy",
+  "test_loss",
+  "num_params",
+  "majority_accuracy",
+  "sklearn_test_accuracy",
+  "random_search_test_accuracy",
+  "holdout_bound",
+  "search_seconds",
+)
+
 
 def run_mlpnas(
   config: common.MLPNASConfig, run: runtime.Run, dataset: Dataset, space: MLPChain
 ) -> None:
   """Runs the whole job and leaves the run directory that README describes.
 
-  On Ctrl-C what was recorded is kept, the report of it is written, and the
-  KeyboardInterrupt goes on to the caller.
+  On Ctrl-C what was recorded is kept, with the children of the round that was on; the
+  report of it is written, and the KeyboardInterrupt goes on to the caller.
+
+  Raises:
+    InputError: for a config that cannot run; nothing was touched then.
   """
-  summary: dict[str, Any] = {
+  job = _Job(config, run, dataset, space)
+  run.begin()
+  summary: dict[str, Any] = dict.fromkeys(_PROMISED) | {
     "experiment": run.experiment,
     "seed": run.seed,
     "status": "interrupted",
@@ -54,7 +73,7 @@ def run_mlpnas(
   for warning in dataset.warnings:
     run.warn(warning)
   try:
-    _job(config, run, dataset, space, summary)
+    job.work(summary)
     summary["status"] = "finished"
   finally:
     # Also when interrupted or failed: nothing that was measured is lost.
@@ -65,60 +84,115 @@ def run_mlpnas(
   _print_result(run, summary, analysis.leaderboard(run.read_records(), top=5))
 
 
-def _job(config, run, dataset, space, summary) -> None:
-  search_key, control_key, retrain_key = keys.named(
-    run.key, "search", "control", "retrain"
-  )
-  fits = dict(metric=summary["metric"], dataset=dataset)
-  start = time.perf_counter()
-  watch = _Watch(run)
-  estimator = common.make_estimator(
-    config,
-    space,
-    dataset,
-    on_child=watch.on_child,
-    on_plan=watch.on_plan,
-    log=run.log,
-  )
-  shared = (config, run, space, estimator, watch)
-  strategy = common.make_controller(config, space)
-  rounds = _search(*shared, strategy, search_key, "records", summary)
-  best = search.best(rounds)
-  summary["search_seconds"] = time.perf_counter() - start
-  summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
-  _bound(summary, dataset)
-  _scores(summary, "majority", majority_score(dataset), **fits)
+class _Job:
+  """The parts of a job, made before anything is written, and the work."""
 
-  start = time.perf_counter()
-  run.log(f"retraining the best from scratch: {summary['best_arch']}")
-  final = _retrain(config, run, dataset, space, retrain_key, best.genotype)
-  _scores(summary, "", final.test_score, **fits)
-  child_info = search.evaluations(rounds).info
-  summary |= {
-    "test_loss": final.test_loss,
-    "num_params": child_info["num_params"][best.evaluations - 1],
-    "retrain_seconds": time.perf_counter() - start,
-    "retrain_epochs": final.epochs_run,
-  }
-  if final.weights is not None:
-    _export(run, space, dataset, best.genotype, final.weights, summary)
+  def __init__(self, config, run, dataset, space):
+    self.config, self.run, self.dataset, self.space = config, run, dataset, space
+    self.watch = _Watch(run, dataset)
+    self.strategy = common.make_controller(config, space)
+    self.control = common.make_control(config, space)
+    self.estimator = common.make_estimator(
+      config,
+      space,
+      dataset,
+      on_child=self.watch.on_child,
+      on_plan=self.watch.on_plan,
+      log=run.log,
+    )
 
-  if config.baseline:
-    run.log("fitting scikit-learn's MLP on the same rows")
-    _scores(summary, "sklearn", sklearn_score(dataset, run.seed), **fits)
-  if config.control:
-    run.log("control: random search at the same budget")
+  def work(self, summary: dict[str, Any]) -> None:
+    """Search, retraining, baseline, control; enters what they gave."""
+    config, run, dataset, space = self.config, self.run, self.dataset, self.space
+    search_key, control_key, retrain_key = keys.named(
+      run.key, "search", "control", "retrain"
+    )
+    fits = dict(metric=summary["metric"], dataset=dataset)
     start = time.perf_counter()
-    strategy = common.make_control(config, space)
-    control = _search(*shared, strategy, control_key, "control_records", {})
-    chosen = search.best(control)
-    final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
-    _scores(summary, "random_search", final.test_score, **fits)
+    rounds = self._search(self.strategy, search_key, "records", summary)
+    best = search.best(rounds)
+    summary["search_seconds"] = time.perf_counter() - start
+    summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
+    _bound(summary, dataset)
+    _scores(summary, "majority", majority_score(dataset), **fits)
+
+    start = time.perf_counter()
+    with run.step(f"retraining the best from scratch: {summary['best_arch']}"):
+      final = _retrain(config, run, dataset, space, retrain_key, best.genotype)
+    _scores(summary, "", final.test_score, **fits)
+    child_info = search.evaluations(rounds).info
     summary |= {
-      "random_search_best_arch": space.describe(chosen.genotype),
-      "random_search_best_score": chosen.score,
-      "control_seconds": time.perf_counter() - start,
+      "test_loss": final.test_loss,
+      "num_params": child_info["num_params"][best.evaluations - 1],
+      "retrain_seconds": time.perf_counter() - start,
+      "retrain_epochs": final.epochs_run,
     }
+    if final.weights is not None:
+      _export(run, space, dataset, best.genotype, final.weights, summary)
+
+    if config.baseline:
+      with run.step("fitting scikit-learn's MLP on the same rows"):
+        score = sklearn_score(dataset, run.seed)
+      _scores(summary, "sklearn", score, **fits)
+    if config.control:
+      run.log("control: random search at the same budget")
+      start = time.perf_counter()
+      control = self._search(self.control, control_key, "control_records", {})
+      chosen = search.best(control)
+      with run.step("retraining random search's best"):
+        final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
+      _scores(summary, "random_search", final.test_score, **fits)
+      summary |= {
+        "random_search_best_arch": space.describe(chosen.genotype),
+        "random_search_best_score": chosen.score,
+        "control_seconds": time.perf_counter() - start,
+      }
+
+  def _search(
+    self,
+    strategy: Strategy,
+    key: jax.Array,
+    name: str,
+    summary: dict[str, Any],
+  ) -> list[Round]:
+    """One search with records, metrics and progress; the rounds that were done."""
+    run, space, watch = self.run, self.space, self.watch
+    num_rounds = self.config.strategy.rounds
+    planned = num_rounds * self.config.strategy.population
+    summary |= {"num_evaluations": 0, "num_failed": 0}
+    rounds: list[Round] = []
+    label = "search" if name == "records" else "control"
+    with run.progress(planned, label) as progress, run.records(name) as records:
+
+      def record(each: Round) -> None:
+        done = summary["num_evaluations"]
+        for row in _records(each, space, done, run.seed, watch.metric):
+          records.write(row)
+          summary["num_failed"] += row["score"] is None
+        summary["num_evaluations"] = done + len(each.genotypes)
+
+      watch.begin(label, progress)
+      try:
+        for each in search.run(strategy, self.estimator, key, num_rounds=num_rounds):
+          record(each)
+          rounds.append(each)
+          watch.unfinished.clear()
+          run.metrics.write(summary["num_evaluations"], _metrics(each, label, watch))
+      except KeyboardInterrupt:
+        if watch.unfinished:
+          record(watch.unfinished_round(space, len(rounds)))
+        raise
+    done = summary["num_evaluations"]
+    if done < planned:
+      run.warn(
+        f"{label}: nothing new to try after {done} of {planned} planned children "
+        f"(the space has {space.size:,} architectures)"
+      )
+    predicted = [r.info["predicted"] for r in rounds if "predicted" in r.info]
+    if predicted:
+      scores = np.concatenate([r.evaluation.score for r in rounds])
+      summary["predictor_tau"] = analysis.kendall_tau(np.concatenate(predicted), scores)
+    return rounds
 
 
 class _Watch:
@@ -128,8 +202,11 @@ class _Watch:
   are there for the second.
   """
 
-  def __init__(self, run: runtime.Run) -> None:
+  def __init__(self, run: runtime.Run, dataset: Dataset) -> None:
     self._run = run
+    self._sizes = dataset.num_features, dataset.num_outputs
+    self.metric = get_task(dataset.task).metric_name
+    self.unfinished: list[tuple[Child, float]] = []
     self.plan: Plan | None = None
     self.best = float("-inf")
 
@@ -147,49 +224,32 @@ class _Watch:
 
   def on_child(self, index: int, child: Child, score: float) -> None:
     """A child of the round is done."""
-    del index, child
+    del index
+    self.unfinished.append((child, score))
     self._done += 1
     self.best = max(self.best, score) if np.isfinite(score) else self.best
     shown = f"{self.best:.4f}" if np.isfinite(self.best) else "-"
     self._progress.update(self._done, round=self._round, best=shown)
 
-
-def _search(
-  config: common.MLPNASConfig,
-  run: runtime.Run,
-  space: MLPChain,
-  estimator: Estimator,
-  watch: _Watch,
-  strategy: Strategy,
-  key: jax.Array,
-  name: str,
-  summary: dict[str, Any],
-) -> list[Round]:
-  """One search with records, metrics and progress; the rounds that were done."""
-  planned = config.strategy.rounds * config.strategy.population
-  done = failed = 0
-  rounds: list[Round] = []
-  label = "search" if name == "records" else "control"
-  with run.progress(planned, label) as progress, run.records(name) as records:
-    watch.begin(label, progress)
-    for each in search.run(strategy, estimator, key, num_rounds=config.strategy.rounds):
-      for record in _records(each, space, done, run.seed, summary.get("metric")):
-        records.write(record)
-        failed += record["score"] is None
-      done += len(each.genotypes)
-      rounds.append(each)
-      run.metrics.write(done, _metrics(each, label, watch))
-      summary |= {"num_evaluations": done, "num_failed": failed}
-  if done < planned:
-    run.warn(
-      f"{label}: nothing new to try after {done} of {planned} planned children "
-      f"(the space has {space.size:,} architectures)"
+  def unfinished_round(self, space: MLPChain, number: int) -> Round:
+    """The children of a round that was interrupted, in the order they were done in."""
+    children, scores = zip(*self.unfinished)
+    words = [describe_layers(child.layers) for child in children]
+    info = {
+      "epochs_run": [child.epochs_run for child in children],
+      "num_params": [mlp.num_params(c.layers, *self._sizes) for c in children],
+      "flops": [mlp.flops(c.layers, *self._sizes) for c in children],
+      "failure": [child.failure for child in children],
+      "shared_layers": [None] * len(children),
+    }
+    evaluation = Evaluation(
+      score=np.asarray(scores, np.float32),
+      cost=np.asarray([child.seconds for child in children], np.float32),
+      curve=np.stack([child.curve for child in children]),
+      info=info,
     )
-  predicted = [r.info["predicted"] for r in rounds if "predicted" in r.info]
-  if predicted:
-    scores = np.concatenate([r.evaluation.score for r in rounds])
-    summary["predictor_tau"] = analysis.kendall_tau(np.concatenate(predicted), scores)
-  return rounds
+    genotypes = np.stack([space.parse(text) for text in words])
+    return Round(number, genotypes, evaluation, {}, 0)
 
 
 def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
@@ -358,5 +418,9 @@ def _print_result(run, summary, leaders) -> None:
   run.table(
     f"test {metric}",
     ["", metric],
-    [[name, f"{summary[k]:.4f}"] for k, name in names.items() if k in summary],
+    [
+      [name, f"{summary[k]:.4f}"]
+      for k, name in names.items()
+      if summary.get(k) is not None
+    ],
   )

@@ -86,6 +86,7 @@ def _check(config: Config) -> None:
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   _check(config)
+  run.begin()
   rows: list[dict[str, Any]] = []
   summary: dict[str, Any] = {
     "experiment": run.experiment,

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
@@ -9,7 +10,7 @@ import pathlib
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -156,9 +157,31 @@ class Run:
     self.command = command
     self.already_finished = False
     self.interrupted = False
+    self._prepare: Callable[[], list[str]] = list
     self._console = rich.console.Console(highlight=False, soft_wrap=True)
     self._compiles = (_COMPILES.count, _COMPILES.cached, _COMPILES.seconds)
     self._metrics: MetricsWriter | None = None
+
+  def begin(self) -> None:
+    """Takes the directory: from here on the run before is gone.
+
+    An experiment calls it when everything that the user may have got wrong has been
+    checked and the data are there; until then nothing in the directory is touched.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+    try:
+      kept = self._prepare()
+    except OSError as error:
+      raise InputError(
+        f"cannot use --workdir {self.workdir}: {error.strerror}"
+      ) from None
+    if kept:
+      self.log(
+        "an unfinished run was here; it starts again; the records so far are kept as "
+        + ", ".join(kept)
+      )
 
   @property
   def key(self) -> jax.Array:
@@ -198,6 +221,16 @@ class Run:
     with rich.progress.Progress(*columns, console=self._console) as bar:
       task = bar.add_task(label, total=total, detail="compiling")
       yield _Progress(self, total, label, bar, task)
+
+  @contextlib.contextmanager
+  def step(self, message: str) -> Iterator[None]:
+    """Logs one step of the work; in a terminal a spinner stands there until it ends."""
+    self.log(message)
+    if not self._console.is_terminal:
+      yield
+      return
+    with self._console.status(rich.markup.escape(message)):
+      yield
 
   def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Prints a table; plain aligned text without a terminal."""
@@ -297,7 +330,7 @@ def open_run(
   overwrite: bool = False,
   command: str = "",
 ) -> Run:
-  """Makes or reopens a run directory.
+  """Opens a run directory; nothing in it is touched before `Run.begin`.
 
   Args:
     workdir: the directory; made when absent.
@@ -313,8 +346,7 @@ def open_run(
     `already_finished`; an unfinished one starts again, its records kept under a number.
 
   Raises:
-    InputError: the directory holds something else, or cannot be written; nothing in it
-      was touched.
+    InputError: the directory holds something else, or cannot be read.
   """
   folder = pathlib.Path(workdir)
   identity: dict[str, Any] = {
@@ -325,27 +357,39 @@ def open_run(
     "config": config_lib.to_dict(config),
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
-  kept: list[str] = []
   try:
     before = _read_before(folder)
     if not overwrite and not _recorded(folder):
       before = {}  # it stopped before anything was measured: nothing to protect
     if before and not overwrite:
       _check_same(folder, before, identity)
-      if run.read_summary().get("status") == "finished":
-        run.already_finished = True
-        return run
+      run.already_finished = run.read_summary().get("status") == "finished"
+    _check_writable(folder)
+  except OSError as error:
+    raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
+
+  def prepare() -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
+    kept = []
     if before:
       kept = [] if overwrite else _keep_records(folder)
       _clear(folder, everything=overwrite)
     records_lib.write_json(folder / "config.json", identity)
-  except OSError as error:
-    raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
-  if before and not overwrite:
-    names = f"; the records so far are kept as {', '.join(kept)}" if kept else ""
-    run.log(f"an unfinished run was here; it starts again{names}")
+    return kept
+
+  run._prepare = prepare
   return run
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+  """Raises OSError when the folder, or the first parent that exists, takes no file."""
+  folder = folder.absolute()
+  while not folder.exists():
+    folder = folder.parent
+  if not folder.is_dir():
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _read_before(folder: pathlib.Path) -> dict[str, Any]:

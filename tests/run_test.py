@@ -48,6 +48,7 @@ PRESETS = {"long": _long, "same": lambda config: config}
 
 
 def run(config, run):
+  run.begin()
   run.log("started")
   if config.action == "mistake":
     raise InputError("the column is\\n missing")
@@ -121,7 +122,7 @@ def test_help_of_an_experiment(toy, capsys, named):
     "--config.preset=NAME": "start from a named configuration (long | same)",
     "--config.strategy.learning_rate=0.1": "of nothing",
     "--config.strategy.mode=best": "which (best | last)",
-    "--workdir=FOLDER": "where everything goes (default runs/NAME)",
+    "--workdir=FOLDER": "where everything goes (default runs/NAME, runs/NAME_seed1)",
   }.items():
     (line,) = [line for line in lines if line.strip().startswith(flag)]
     assert line.split(flag)[1].strip() == text

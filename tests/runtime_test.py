@@ -35,6 +35,8 @@ def start(tmp_path):
   def start(folder=tmp_path / "run", experiment="toy", seed=0, config=None, **options):
     config = Config() if config is None else config
     opened.append(runtime.open_run(folder, experiment, seed, config, **options))
+    if not opened[-1].already_finished:
+      opened[-1].begin()
     return opened[-1]
 
   yield start
@@ -106,6 +108,20 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
   assert f"({expected})" in str(error.value) and "--overwrite" in str(error.value)
   assert "\n" not in str(error.value)
   assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_is_touched_before_the_run_begins(start, tmp_path, overwrite):
+  fill(start(), "interrupted")
+  folder = start().workdir
+  fill(start(), "finished" if overwrite else "interrupted")
+  before = snapshot(folder)
+  run = runtime.open_run(folder, "toy", 0, Config(), overwrite=overwrite)
+  assert not run.already_finished and snapshot(folder) == before
+  run.begin()
+  assert snapshot(folder) != before
+  runtime.open_run(tmp_path / "new", "toy", 0, Config())
+  assert not (tmp_path / "new").exists()
 
 
 def test_a_run_that_recorded_nothing_gives_way(start):
@@ -273,6 +289,7 @@ class Nothing:
 
 runtime.use_compilation_cache(sys.argv[1])
 run = runtime.open_run(sys.argv[2], "none", 0, Nothing())
+run.begin()
 jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x) @ x))(jnp.eye(40))
 stats = run.compile_stats()
 print(stats["num_compiles"], stats["num_cached"], stats["longest_compile_seconds"])

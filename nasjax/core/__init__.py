@@ -1,1 +1,1 @@
-"""Types, configuration, keys and tree helpers: imports no other nasjax module."""
+"""Types, configuration, keys, random draws: imports no other nasjax module."""

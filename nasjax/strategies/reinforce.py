@@ -15,10 +15,17 @@ The utility is the score itself, or its rank: the part of all children measured 
 that it beats (ties count half). Accuracies of good children differ in the third
 decimal and those of bad ones in the first; ranks teach from both.
 
-Differences from the survey's program (ALGORITHMS 3.1 lists its bugs): the loss selects
-the decision that was drawn; every decision gets credit; discounting runs within a
-sequence; the baseline is not cancelled by a z-score; Adam's state lives on across
-rounds; the gradient is clipped by its global norm (Keras clips each variable's).
+Differences from the survey's program (BUILD.md lists them all): the loss selects the
+decision that was drawn; every decision gets credit; discounting runs within a sequence;
+the baseline is not cancelled by a z-score; Adam's state lives on across rounds; the
+gradient is clipped by its global norm (Keras clips each variable's).
+
+Differences from the survey: the policy learns from the last round alone, not from all
+children so far, which an older policy drew (the predictor does learn from all).
+Equation (1) is exact for the first of a round's updates; the others take the same
+children as if they were still drawn from the policy, as the survey's ten epochs do. The
+same holds for children that `sample_new` drew from the prior because the policy had
+nothing new to offer: they are judged like any, which pulls a collapsed policy out.
 
 A failed child (non-finite score) enters neither the gradient nor the baseline nor the
 predictor; the history keeps it, so it is not drawn again.
@@ -151,7 +158,10 @@ def reinforce(
   predictor: float = 1.0,
   adversarial: float = 0.0,
 ) -> Strategy:
-  """REINFORCE with the LSTM controller; defaults are the survey's where it has one.
+  """REINFORCE with the LSTM controller.
+
+  Defaults are the survey's where it has one, but for the baseline (its 0.5), the
+  discount (0.9) and the utility (the score): see BUILD.md for why.
 
   Args:
     space: the space.

@@ -1,18 +1,18 @@
 """Retraining: the chosen architecture from scratch, then the one look at the test rows.
 
-The survey trains its winner for 50 epochs in batches of 64 with patience 6. Its program
-stopped on a slice that the search had already scored children on; here the train and
-validation rows are pooled and a fresh slice, drawn from the seed, decides when to stop.
-The network that is kept then learns from all pooled rows (`refit`): what is held out
-only to stop would be lost to it otherwise. It learns for all epochs at a rate that
-falls linearly to zero, which ends without the noise of the last steps and needs no
-stopping: fewer epochs, such as twice as many as early stopping found, were worse on
-digits and wine. Labels are smoothed: a network that has its training rows right would
-go on growing its outputs for all those epochs. Should the second training diverge, the
-stopped network is kept.
+The survey trains its winner for 50 epochs in batches of 64 with patience 6, stopping on
+a slice that the search has scored children on. Here the train and validation rows are
+pooled. By default (`refit`) the network learns from all of them: what is held out only
+to stop would be lost to it. It learns for all epochs at a rate that falls linearly to
+zero, which ends without the noise of the last steps and needs no stopping: fewer
+epochs, such as twice as many as early stopping found, were worse on digits and wine.
+Without `refit`, or should that training diverge, a slice of the pool that is drawn from
+the seed decides when to stop. Labels are smoothed: a network that has its training rows
+right would go on growing its outputs for all those epochs.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -34,16 +34,14 @@ class Retrained(NamedTuple):
     weights: exact weights, None when training failed.
     test_score: the task's metric on the test split; NaN when training failed.
     test_loss: mean loss there.
-    curve: `[T]` metric on the stopping slice, before the refit.
     epochs_run: how many epochs the kept network learned.
-    seconds: run time of both trainings, compilation apart.
+    seconds: run time, compilation apart.
     failure: why it failed, or None.
   """
 
   weights: mlp.Weights | None
   test_score: float
   test_loss: float
-  curve: np.ndarray
   epochs_run: int
   seconds: float
   failure: str | None
@@ -83,11 +81,13 @@ def retrain(
     epochs: at most.
     batch_size: rows of a step.
     learning_rate: Adam's.
-    patience: epochs without a better one on the stopping slice before the end.
+    patience: without `refit`, epochs without a better one on the stopping slice before
+      the end.
     stop_fraction: part of the pooled rows that is the stopping slice.
     monitor: what the stopping slice watches: "metric" (highest) or "loss" (lowest,
       the survey's).
-    refit: whether the kept network learns from all pooled rows, at a falling rate.
+    refit: learn from all pooled rows for all epochs at a falling rate, instead of
+      stopping early.
     label_smoothing: see `losses.Task.train_loss`; 0 is the survey's.
     seed: draws that slice (stratified, for classes).
 
@@ -96,9 +96,11 @@ def retrain(
   """
   pool = pooled(dataset)
   task = get_task(dataset.task, label_smoothing)
+  few = dataset.num_classes or 1  # at least so many rows on either side
+  stop = np.clip(math.ceil(stop_fraction * len(pool.y)), few, len(pool.y) - few)
   fit_rows, stop_rows = train_test_split(
     np.arange(len(pool.y)),
-    test_size=max(stop_fraction, (dataset.num_classes or 1) / len(pool.y)),
+    test_size=int(stop),
     random_state=seed,
     stratify=None if dataset.task == "regression" else pool.y,
   )
@@ -115,14 +117,18 @@ def retrain(
     )
     return train(key, np.asarray(genotype)[None], hyper)[0]
 
-  hyper = Hyper(learning_rate, patience, monitor_metric=monitor == "metric")
-  stopped = child = fit(fit_rows, hyper)
-  seconds = stopped.seconds
-  if refit and stopped.weights is not None:
-    full = Hyper(learning_rate, epochs, restore_best=False, final_rate=0.0)
-    refitted = fit(np.arange(len(pool.y)), full)
-    seconds += refitted.seconds
-    child = refitted if refitted.failure is None else stopped
+  child, seconds = None, 0.0
+  if refit:
+    child = fit(
+      np.arange(len(pool.y)),
+      Hyper(learning_rate, epochs, restore_best=False, final_rate=0.0),
+    )
+    seconds = child.seconds
+  if child is None or child.failure:
+    child = fit(
+      fit_rows, Hyper(learning_rate, patience, monitor_metric=monitor == "metric")
+    )
+    seconds += child.seconds
   score = loss = float("nan")
   if child.weights is not None:
     outputs = test_outputs(child.weights, child.layers, dataset.test.x)
@@ -134,7 +140,6 @@ def retrain(
     weights=child.weights,
     test_score=score,
     test_loss=loss,
-    curve=stopped.curve,
     epochs_run=child.epochs_run,
     seconds=seconds,
     failure=child.failure,
