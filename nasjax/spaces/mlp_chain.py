@@ -234,7 +234,7 @@ class MLPChain:
     return genotype
 
   def to_dict(self) -> dict:
-    """The space as plain JSON values: `MLPChain(**d)` with tuples restores it."""
+    """The space as plain JSON values: its fields, and `kind`."""
     return {"kind": "mlp_chain", **dataclasses.asdict(self)}
 
 

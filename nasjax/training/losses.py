@@ -60,20 +60,23 @@ def _binary_mean_loss(outputs_NC: jax.Array) -> jax.Array:
   return optax.sigmoid_binary_cross_entropy(outputs_NC[:, 0], half)
 
 
-def _log_total(outputs_NC: jax.Array) -> jax.Array:
-  largest = jax.lax.stop_gradient(outputs_NC.max(-1, keepdims=True))
-  return jnp.log(jnp.exp(outputs_NC - largest).sum(-1)) + largest[:, 0]
+def _from_largest(outputs_NC: jax.Array) -> jax.Array:
+  """The outputs less their largest: nothing overflows, and nothing large cancels."""
+  return outputs_NC - jax.lax.stop_gradient(outputs_NC.max(-1, keepdims=True))
 
 
 def _softmax_mean_loss(outputs_NC: jax.Array) -> jax.Array:
-  return _log_total(outputs_NC) - outputs_NC.mean(-1)
+  below_NC = _from_largest(outputs_NC)
+  return jnp.log(jnp.exp(below_NC).sum(-1)) - below_NC.mean(-1)
 
 
 def _softmax_cross_entropy(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:
   # Against a one-hot row: reading the target's logit by its index costs a gather, a
   # scatter in the gradient, and ten kernels to compile in every program.
-  hot = jnp.arange(outputs_NC.shape[-1])[None] == targets_N[:, None]
-  return _log_total(outputs_NC) - jnp.where(hot, outputs_NC, 0.0).sum(-1)
+  below_NC = _from_largest(outputs_NC)
+  hot_NC = jnp.arange(outputs_NC.shape[-1])[None] == targets_N[:, None]
+  chosen_N = jnp.where(hot_NC, below_NC, 0.0).sum(-1)
+  return jnp.log(jnp.exp(below_NC).sum(-1)) - chosen_N
 
 
 def _squared_error(outputs_NC: jax.Array, targets_N: jax.Array) -> jax.Array:

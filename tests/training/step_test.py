@@ -222,6 +222,13 @@ def test_smoothed_labels_are_least_loss_at_the_smoothed_probabilities(name, clas
   )
 
 
+def test_large_logits_cancel_exactly():
+  equal, y = jnp.full((2, 3), 1e8), jnp.array([0, 2])
+  task = TASKS["multiclass"]
+  np.testing.assert_allclose(task.loss(equal, y), np.log(3), rtol=1e-6)
+  np.testing.assert_allclose(task.mean_loss(equal), np.log(3), rtol=1e-6)
+
+
 def test_regression_has_no_labels_to_smooth():
   z, y = jnp.array([[0.5]]), jnp.array([2.0])
   smoothed = get_task("regression", label_smoothing=0.3).train_loss(z, y)
