@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -99,6 +99,7 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
     InputError: missing or infinite values, one class only, a class with fewer than
       three rows, or a task that does not fit.
   """
+  check_options(task)
   y = np.asarray(y)
   check_complete(y)
   numeric = y.dtype.kind in "iuf"
@@ -116,8 +117,6 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
     if np.all(y == y[0]):
       raise InputError(f"the target is {y[0]} in every row; nothing to learn")
     return Target("regression", y.astype(np.float64), ())
-  if task not in ("binary", "multiclass"):
-    raise InputError(f"unknown task {task!r}; binary, multiclass or regression")
   values, encoded, counts = np.unique(y, return_inverse=True, return_counts=True)
   names = tuple(str(v.item() if hasattr(v, "item") else v) for v in values)
   if len(names) < 2:
@@ -134,11 +133,26 @@ def encode_target(y: np.ndarray, task: str | None = None) -> Target:
   return Target(kind_of_task, encoded.astype(np.int32), names)
 
 
+def check_options(
+  task: str | None, valid_fraction: float = 0.2, test_fraction: float = 0.2
+) -> None:
+  """Refuses an unknown task and fractions outside (0, 1).
+
+  Raises:
+    InputError: naming the option.
+  """
+  if task is not None and task not in get_args(TaskName):
+    raise InputError(f"unknown task {task!r}; binary, multiclass or regression")
+  for name, value in (("valid", valid_fraction), ("test", test_fraction)):
+    if not 0 < value < 1:
+      raise InputError(f"{name}_fraction must be between 0 and 1, got {value}")
+
+
 def check_complete(y: np.ndarray) -> None:
   """Refuses a target with missing, NaN or infinite values.
 
   Args:
-    y: `[N]` numbers or labels.
+    y: `[N]` numbers or labels; a label of white space alone is missing.
 
   Raises:
     InputError: saying how many, and the first row, counted from 1.
@@ -149,7 +163,12 @@ def check_complete(y: np.ndarray) -> None:
     bad, kind = np.flatnonzero(~np.isfinite(y)), "NaN or infinite"
   else:
     # A NaN among objects is the one value that differs from itself.
-    bad = np.flatnonzero([v is None or v == "" or v != v for v in y.tolist()])
+    bad = np.flatnonzero(
+      [
+        v is None or v != v or (isinstance(v, (str, bytes)) and not v.strip())
+        for v in y.tolist()
+      ]
+    )
     kind = "missing"
   if len(bad):
     raise InputError(
@@ -189,9 +208,7 @@ def split_indices(
     InputError: fractions outside (0, 1), a mask that does not fit the rows, or splits
       too small to hold every class.
   """
-  for name, value in (("valid", valid_fraction), ("test", test_fraction)):
-    if not 0 < value < 1:
-      raise InputError(f"{name}_fraction must be between 0 and 1, got {value}")
+  check_options(None, valid_fraction, test_fraction)
 
   def cut(indices, fraction):
     strata = None if labels is None else labels[indices]
@@ -329,6 +346,9 @@ def from_arrays(
   mask = None
   if (x_test is None) != (y_test is None):
     raise InputError("x_test and y_test go together; one of them is missing")
+  for what, array in dict(x=x, y=y, x_test=x_test, y_test=y_test).items():
+    if array is not None and not np.ndim(array):
+      raise InputError(f"{what} is a single value; it must hold one for every row")
   if x.size == 0 or y.size == 0:
     raise InputError(f"{name} is empty")
   if len(x) != len(y):

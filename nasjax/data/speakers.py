@@ -40,6 +40,7 @@ def load(
     raise InputError("which recordings? --config.data.path=speakers.npz")
   if segments < 1:
     raise InputError(f"--config.data.segments must be positive, got {segments}")
+  base.check_options(None, valid_fraction, test_fraction)
   file = tabular_files.check_path(path)
   arrays = tabular_files.read_npz(file)
   missing = [name for name in _KEYS if name not in arrays]
@@ -61,17 +62,18 @@ def load(
   coefficients = range(x.shape[2])
   parts = [f"{what}_{i}" for what in ("mean", "std") for i in range(segments)]
   names = [f"{part}[{c}]" for part in (*parts, "change") for c in coefficients]
-  return base.build(
-    "speakers",
-    {"frames": summarise(x, n_frames, segments)},
-    {"frames": "numeric"},
-    base.encode_target(speaker, "multiclass"),
-    seed=seed,
-    valid_fraction=valid_fraction,
-    test_fraction=test_fraction,
-    test_mask=arrays.get("is_test"),
-    names={"frames": names},
-  )
+  with tabular_files.naming(file):
+    return base.build(
+      "speakers",
+      {"frames": summarise(x, n_frames, segments)},
+      {"frames": "numeric"},
+      base.encode_target(speaker, "multiclass"),
+      seed=seed,
+      valid_fraction=valid_fraction,
+      test_fraction=test_fraction,
+      test_mask=arrays.get("is_test"),
+      names={"frames": names},
+    )
 
 
 def summarise(x: np.ndarray, n_frames: np.ndarray, segments: int) -> np.ndarray:

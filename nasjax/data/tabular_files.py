@@ -1,30 +1,26 @@
 """The user's own file: CSV, Parquet or npz, with a column to predict."""
 
+import contextlib
+import dataclasses
 import difflib
 import gzip
+import itertools
 import os
 import pathlib
 import re
-import shlex
 import zipfile
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.tree import DecisionTreeClassifier
 
 from nasjax.core.types import InputError
-from nasjax.data import base
-from nasjax.data.column_checks import (
-  column_warnings,
-  duplicates_label,
-  is_identifier,
-)
+from nasjax.data import base, dates
+from nasjax.data.column_checks import column_warnings, matrix_warnings
 from nasjax.data.preprocessing import KINDS
 
 _CSV = (".csv", ".tsv", ".txt", ".csv.gz")
@@ -34,9 +30,6 @@ _MIN_ROWS = 10
 _MAX_LISTED = 20
 # A text column with more distinct values than this and than half its rows is free text.
 _MAX_TEXT_VALUES = 64
-# A column that tells the classes this well, each class counting alike, is suspicious;
-# in fewer rows than this a good feature does so by chance.
-_SUSPICIOUS_ACCURACY, _SUSPICIOUS_ROWS = 0.99, 50
 # A word that no shell and no flag parser changes: the user types it after `drop=`.
 UNNAMED = "unnamed"
 
@@ -53,6 +46,9 @@ def load(
 ) -> base.Dataset:
   """A data set from a file.
 
+  A column of text is dates where all of it is in one order, see `dates`; the order is
+  kept in the preprocessing, for `read_columns`.
+
   Args:
     path: `.csv` (also `.tsv`, `.txt`, `.csv.gz`; comma, semicolon, tab or bar),
       `.parquet`, or `.npz` with arrays `x` and `y` (and `x_test`, `y_test`, or a
@@ -68,11 +64,13 @@ def load(
     InputError: what cannot be learned from, in one line.
   """
   file = check_path(path)
+  base.check_options(task, valid_fraction, test_fraction)
   splits: dict[str, Any] = dict(
     seed=seed, valid_fraction=valid_fraction, test_fraction=test_fraction
   )
   if _is(file, ".npz"):
-    return _load_npz(file, target or "y", task, drop, splits)
+    with naming(file):
+      return _load_npz(file, target or "y", task, drop, splits)
   table = read_table(file)
   names = table.column_names
   if target is None:
@@ -88,19 +86,41 @@ def load(
     raise InputError(
       f"{file} has {table.num_rows} rows of data; at least {_MIN_ROWS} are needed"
     )
-  encoded = base.encode_target(target_values(table[target]), task)
-  columns, kinds, warnings = feature_columns(table, (target, *drop))
-  if not columns:
-    raise InputError(f"{file} has no column to learn from besides {target!r}")
-  warnings += column_warnings(columns, kinds, encoded)
-  warnings += _suspicious_columns(columns, kinds, encoded)
-  return base.build(
-    file.name, columns, kinds, encoded, warnings=tuple(warnings), **splits
-  )
+  with naming(file):
+    encoded = base.encode_target(target_values(table[target]), task)
+    columns, kinds, date_orders, warnings = feature_columns(table, (target, *drop))
+    if not columns:
+      raise InputError(f"{file} has no column to learn from besides {target!r}")
+    warnings += column_warnings(columns, kinds, encoded)
+    dataset = base.build(
+      file.name, columns, kinds, encoded, warnings=tuple(warnings), **splits
+    )
+  for spec in dataset.preprocessing["features"]:
+    if spec["name"] in date_orders:
+      spec["order"] = date_orders[spec["name"]]
+  return dataset
 
 
-def read_columns(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def naming(file: pathlib.Path) -> Iterator[None]:
+  """Puts the file before the message of an `InputError` that does not name it."""
+  try:
+    yield
+  except InputError as error:
+    if file.name in str(error):
+      raise
+    raise InputError(f"{file}: {error}") from None
+
+
+def read_columns(
+  path: str | os.PathLike | None, fitted: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, np.ndarray]:
   """The raw columns `[N]` of a CSV or Parquet file, for `preprocessing.apply`.
+
+  Args:
+    path: the file.
+    fitted: what will be applied; dates are read in the order they had in training,
+      else 03/04/2024 alone could be another day than among the rows of training.
 
   Raises:
     InputError: when it cannot be read.
@@ -109,7 +129,14 @@ def read_columns(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
   if _is(file, ".npz"):
     raise InputError(f"{file} holds arrays, not columns")
   table = read_table(file)
-  return {name: column_values(table[name])[0] for name in table.column_names}
+  orders = {spec["name"]: spec.get("order") for spec in fitted}
+  columns = {}
+  for name in table.column_names:
+    try:
+      columns[name] = column_values(table[name], orders.get(name))[0]
+    except ValueError as error:
+      raise InputError(f"column {name!r} of {file}: {error}") from None
+  return columns
 
 
 def check_path(path: str | os.PathLike | None) -> pathlib.Path:
@@ -166,7 +193,8 @@ def read_table(file: pathlib.Path) -> pa.Table:
         ),
       )
   except (pa.ArrowException, OSError, ValueError, EOFError, zlib.error) as error:
-    raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    why = " ".join(str(error).split()).rpartition(f"{file}': ")[2]  # named once
+    raise InputError(f"{file} cannot be read: {why}") from None
   names = [name.strip() or UNNAMED for name in table.column_names]
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
@@ -203,25 +231,31 @@ def target_values(column: pa.ChunkedArray) -> np.ndarray:
   return np.array(values, object)
 
 
-def feature_columns(
-  table: pa.Table, leave_out: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+class FeatureColumns(NamedTuple):
+  """Columns as arrays `[N]`, their kinds, orders of dates in text, and warnings."""
+
+  columns: dict[str, np.ndarray]
+  kinds: dict[str, str]
+  date_orders: dict[str, str]
+  warnings: list[str]
+
+
+def feature_columns(table: pa.Table, leave_out: Sequence[str]) -> FeatureColumns:
   """Columns as arrays with their kinds, and what was left out and why.
 
   Args:
     table: from `read_table`.
     leave_out: names of columns that are not features.
-
-  Returns:
-    Arrays `[N]` by name, kinds by name (see `preprocessing`), warnings.
   """
   columns: dict[str, np.ndarray] = {}
   kinds: dict[str, str] = {}
+  date_orders: dict[str, str] = {}
   warnings: list[str] = []
   for name in table.column_names:
     if name in leave_out:
       continue
-    values, kind = column_values(table[name])
+    order = _date_order(table[name])
+    values, kind = column_values(table[name], order and order.name)
     distinct = table[name].drop_null().unique()
     if not len(distinct):
       warnings.append(f"column {name!r} is empty; left out")
@@ -232,9 +266,11 @@ def feature_columns(
     elif kind == "category" and len(distinct) > max(
       _MAX_TEXT_VALUES, table.num_rows // 2
     ):
+      likely = dates.resemble(v.as_py() for v in itertools.islice(distinct, 100))
+      hint = f"; dates are read if all are alike, as {dates.READ}" if likely else ""
       warnings.append(
         f"column {name!r} is text with {len(distinct)} different values, an identifier "
-        "or free text; left out"
+        f"or free text; left out{hint}"
       )
     else:
       infinite = np.isinf(values).sum() if kind == "numeric" else 0
@@ -243,12 +279,44 @@ def feature_columns(
           f"column {name!r} has {infinite} infinite values, taken as missing"
         )
         values = np.where(np.isinf(values), np.nan, values)
+      if order:
+        date_orders[name] = order.name
+        if order.doubtful:
+          warnings.append(
+            f"column {name!r} has dates that could be month first or day first "
+            f"({order.doubtful}), read as {order.name}; if that is wrong write them "
+            "year first"
+          )
       columns[name], kinds[name] = values, kind
-  return columns, kinds, warnings
+  return FeatureColumns(columns, kinds, date_orders, warnings)
 
 
-def column_values(column: pa.ChunkedArray) -> tuple[np.ndarray, str]:
-  """A column as an array `[N]` with its kind, or with the name of a type of no kind."""
+def _is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _date_order(column: pa.ChunkedArray) -> dates.Order | None:
+  """How a column of text writes dates, None where it is not text or not dates."""
+  kind = column.type
+  if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+    return None
+  return dates.find_order(value.as_py() for value in column.drop_null().unique())
+
+
+def column_values(
+  column: pa.ChunkedArray, date_order: str | None = None
+) -> tuple[np.ndarray, str]:
+  """A column as an array `[N]` with its kind, or with the name of a type of no kind.
+
+  Args:
+    column: of a table.
+    date_order: of dates in text, None finds it, see `dates`.
+
+  Raises:
+    ValueError: naming a text that is no date in the order given.
+  """
+  if date_order is None and (order := _date_order(column)):
+    date_order = order.name
   kind = column.type
   if pa.types.is_dictionary(kind):
     column, kind = column.cast(kind.value_type), kind.value_type
@@ -261,55 +329,11 @@ def column_values(column: pa.ChunkedArray) -> tuple[np.ndarray, str]:
     return column.cast(pa.float64()).to_numpy(), "numeric"
   if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
     return column.cast(pa.timestamp("s"), safe=False).to_numpy(), "date"
-  if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+  if _is_text(kind):
+    if date_order is not None:
+      return dates.parse(column.to_pylist(), date_order), "date"
     return np.array(column.to_pylist(), object), "category"
   return np.full(len(column), None, object), str(kind)
-
-
-def _suspicious_columns(
-  columns: dict[str, np.ndarray], kinds: dict[str, str], target: base.Target
-) -> list[str]:
-  """Warnings of columns that tell the classes almost without error by themselves.
-
-  `column_checks` has warned of those that do so value by value; these are numbers that
-  a threshold between each two classes sorts, and words that stand for the classes but
-  for a few rows.
-  """
-  warnings = []
-  for name, values in columns.items():
-    kind = kinds[name]
-    warned = is_identifier(values, kind) or duplicates_label(values, kind, target)
-    if warned or target.task == "regression" or len(values) < _SUSPICIOUS_ROWS:
-      continue
-    accuracy = _accuracy_alone(values, kind, target)
-    if accuracy > _SUSPICIOUS_ACCURACY:
-      warnings.append(
-        f"column {name!r} tells the classes by itself with balanced accuracy "
-        f"{accuracy:.3f} and may be the label in another form; "
-        f"{shlex.quote(f'--config.data.drop={name}')} leaves it out"
-      )
-  return warnings
-
-
-def _accuracy_alone(values: np.ndarray, kind: str, target: base.Target) -> float:
-  """Balanced accuracy of one column over the rows it is fitted on."""
-  num_classes = len(target.class_names)
-  leaves = num_classes
-  if kind == "category":
-    words, values = np.unique(
-      ["" if v is None else v for v in values], return_inverse=True
-    )
-    leaves = len(words)
-    # With a value for every few rows anything would be told apart.
-    if leaves > max(50, 5 * num_classes) or leaves * 3 > len(values):
-      return 0.0
-  elif kind == "date":
-    values = values.astype("datetime64[s]").astype(np.int64)
-  x = values.astype(np.float64)[:, None]
-  tree = DecisionTreeClassifier(
-    max_leaf_nodes=leaves, class_weight="balanced", random_state=0
-  ).fit(x, target.y)
-  return float(balanced_accuracy_score(target.y, tree.predict(x)))
 
 
 def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -345,13 +369,13 @@ def _load_npz(
   x_test, y_test = arrays.get("x_test"), arrays.get(f"{target}_test")
   if "is_test" in arrays and x_test is None:
     is_test = arrays["is_test"].astype(bool)
-    if not is_test.shape == x.shape[:1] == y.shape[:1]:
+    if not is_test.ndim or not is_test.shape == x.shape[:1] == y.shape[:1]:
       raise InputError(
         f"{file}: x, {target} and is_test must have one row each; got {x.shape}, "
         f"{y.shape} and {is_test.shape}"
       )
     x, y, x_test, y_test = x[~is_test], y[~is_test], x[is_test], y[is_test]
-  return base.from_arrays(
+  dataset = base.from_arrays(
     x,
     y,
     name=file.name,
@@ -361,3 +385,9 @@ def _load_npz(
     scaling="pixels" if x.dtype == np.uint8 else "standard",
     **splits,
   )
+  if x.ndim > 2:  # pictures and recordings have no columns
+    return dataset
+  if x_test is not None and y_test is not None:
+    x, y = np.concatenate([x, x_test]), np.concatenate([y, y_test])
+  warnings = matrix_warnings(x.reshape(len(x), -1), base.encode_target(y, task))
+  return dataclasses.replace(dataset, warnings=tuple(warnings))

@@ -26,6 +26,7 @@ MEASUREMENTS = (
   "sulphates",
   "alcohol",
 )
+_WHITE_ROWS, _RED_ROWS = 4898, 1599
 
 
 def classes(quality: np.ndarray) -> np.ndarray:
@@ -40,6 +41,7 @@ def from_measurements(
   seed: int = 0,
   valid_fraction: float = 0.2,
   test_fraction: float = 0.2,
+  warnings: tuple[str, ...] = (),
 ) -> base.Dataset:
   """The data set from the eleven columns `[N]` by name and the labels `[N]`.
 
@@ -54,6 +56,7 @@ def from_measurements(
     seed=seed,
     valid_fraction=valid_fraction,
     test_fraction=test_fraction,
+    warnings=warnings,
   )
 
 
@@ -66,6 +69,9 @@ def load_csv(
 ) -> base.Dataset:
   """The wine task from UCI's `winequality-white.csv` or the survey's three-class file.
 
+  A file of another number of rows, such as the red wines with the same columns, is
+  taken with a warning.
+
   Args:
     path: the file; it has the eleven measurements and `quality` or `quality_label`.
     seed: draws the splits.
@@ -75,6 +81,7 @@ def load_csv(
   Raises:
     InputError: when a column is missing or is not numbers.
   """
+  base.check_options(None, valid_fraction, test_fraction)
   file = tabular_files.check_path(path)
   if file.name.endswith(".npz"):
     raise InputError(f"{file} is no wine quality file: it holds arrays")
@@ -84,7 +91,8 @@ def load_csv(
   if missing:
     raise InputError(f"{file} is no wine quality file: it lacks {', '.join(missing)}")
   labels = tabular_files.target_values(table[label])
-  base.check_complete(labels)
+  with tabular_files.naming(file):
+    base.check_complete(labels)
   columns = {}
   for name in MEASUREMENTS:
     columns[name], kind = tabular_files.column_values(table[name])
@@ -94,10 +102,23 @@ def load_csv(
     if labels.dtype == object:
       raise InputError(f"column 'quality' of {file} must be numbers")
     labels = classes(labels)
-  return from_measurements(
-    columns,
-    labels,
-    seed=seed,
-    valid_fraction=valid_fraction,
-    test_fraction=test_fraction,
+  with tabular_files.naming(file):
+    return from_measurements(
+      columns,
+      labels,
+      seed=seed,
+      valid_fraction=valid_fraction,
+      test_fraction=test_fraction,
+      warnings=_other_wine(file.name, table.num_rows),
+    )
+
+
+def _other_wine(name: str, rows: int) -> tuple[str, ...]:
+  """A warning where a file has not the rows of the task's white wines."""
+  if rows == _WHITE_ROWS:
+    return ()
+  red = ", as many as the red ones" if rows == _RED_ROWS else ""
+  return (
+    f"{name} has {rows} rows{red}; the white wines of this task are {_WHITE_ROWS}, and "
+    "scores on others cannot be compared",
   )

@@ -169,6 +169,12 @@ def _with(values, row, value):
     (_X, _Y, dict(class_names=["a"]), "1 class names for 3 classes"),
     (_X, _Y, dict(feature_names=["a"]), "1 feature names for 4 features"),
     (_X, _Y[:, None], {}, "must be one column"),
+    (_X, np.array(["a", " ", b"\t"], object)[_Y], {}, "40 missing.*first in row 2"),
+    (_X, np.array(["a", " ", "b"])[_Y], {}, "20 missing.*first in row 2"),
+    (np.array(3.0), _Y, {}, "x is a single value"),
+    (_X, np.array(1), {}, "y is a single value"),
+    (_X, _Y, dict(x_test=np.array(1.0), y_test=_Y), "x_test is a single value"),
+    (_X, _Y, dict(x_test=_X, y_test=1), "y_test is a single value"),
     (_X[:12], np.arange(12) % 4, dict(test_fraction=0.2), "cannot be split"),
   ],
 )

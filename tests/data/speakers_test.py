@@ -68,7 +68,9 @@ def test_the_spoken_digits(shared_data):
       dict(x=np.where(np.isin(_X, _X[4, 1, 1]), np.nan, _X)),
       "not finite in recording 5",
     ),
-    (dict(is_test=np.ones(4)), "mask has shape"),
+    (dict(is_test=np.ones(4)), "speakers.npz: the test mask has shape"),
+    (dict(speaker=np.zeros(30, int)), "speakers.npz: the target has one class only"),
+    (dict(speaker=np.array(["a", " "])[np.arange(30) % 2]), "npz: .* 15 missing"),
   ],
 )
 def test_files_that_are_not_the_task(save, changes, message):
@@ -81,6 +83,8 @@ def test_options_that_cannot_be(save, tmp_path):
     speakers.load(None)
   with pytest.raises(InputError, match="segments must be positive, got 0"):
     speakers.load(save(), segments=0)
+  with pytest.raises(InputError, match="^test_fraction must be between"):
+    speakers.load(save(), test_fraction=1.0)
   (tmp_path / "other.csv").write_text("a,b\n")
   with pytest.raises(InputError, match="not an npz archive"):
     speakers.load(tmp_path / "other.csv")

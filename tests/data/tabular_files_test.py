@@ -1,4 +1,6 @@
+import datetime
 import gzip
+import json
 import pickle
 
 import numpy as np
@@ -102,6 +104,72 @@ def test_new_rows_go_through_the_same_preprocessing(write):
   np.testing.assert_array_equal(np.unique(x, axis=0), np.unique(every, axis=0))
 
 
+def _days(style):
+  """`_ROWS` different days from April 2023 on."""
+  first = np.datetime64("2023-04-01").item()
+  return [(first + datetime.timedelta(i)).strftime(style) for i in range(_ROWS)]
+
+
+@pytest.mark.parametrize(
+  "style", ["%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d-%m-%Y"]
+)
+def test_common_dates_equal_iso_dates(write, style):
+  iso = tabular_files.load(write(_with("day", _days("%Y-%m-%d"))), "label")
+  data = tabular_files.load(write(_with("day", _days(style))), "label")
+  assert data.warnings == () and data.feature_names == iso.feature_names
+  np.testing.assert_array_equal(data.train.x, iso.train.x)
+  assert json.loads(json.dumps(data.preprocessing)) == data.preprocessing
+  gap = tabular_files.read_columns(write(_with("day", ["", *_days(style)[1:]])))
+  expected = np.array(["NaT", *_days("%Y-%m-%d")[1:]], "datetime64[s]")
+  np.testing.assert_array_equal(gap["day"], expected)
+
+
+def test_dates_of_two_readings_are_month_first_with_a_warning(write):
+  days = [f"0{i % 9 + 1}/0{i % 4 + 1}/2024" for i in range(_ROWS)]
+  data = tabular_files.load(write(_with("day", days)), "label")
+  assert len(data.warnings) == 1
+  assert "month first or day first (05/01/2024), read as month" in data.warnings[0]
+  assert "day:days" in data.feature_names
+
+
+def test_new_rows_read_dates_in_the_order_of_training(write):
+  fitted = tabular_files.load(
+    write(_with("day", _days("%d/%m/%Y"))), "label"
+  ).preprocessing["features"]
+  new = write("day\n03/04/2024\n", "new.csv")
+  alone = tabular_files.read_columns(new)["day"]
+  assert alone == np.datetime64("2024-03-04")
+  as_trained = tabular_files.read_columns(new, fitted)["day"]
+  assert as_trained == np.datetime64("2024-04-03")
+  with pytest.raises(InputError, match="'day' of .*new.csv: '12/31/2024' is no date"):
+    tabular_files.read_columns(write("day\n12/31/2024\n", "new.csv"), fitted)
+
+
+def test_dates_as_text_in_parquet(write, tmp_path):
+  days = pa.array(_days("%d.%m.%Y")).dictionary_encode()
+  table = tabular_files.read_table(write(_columns())).set_column(3, "day", days)
+  pa.parquet.write_table(table, tmp_path / "data.parquet")
+  data = tabular_files.load(tmp_path / "data.parquet", "label")
+  assert "day:days" in data.feature_names and data.warnings == ()
+
+
+def test_words_and_numbers_like_dates_are_not_changed(write):
+  columns = _columns() | {
+    "version": [f"1.{i % 3}.2" for i in range(_ROWS)],
+    "number": [f"{i % 12 + 1}.2024" for i in range(_ROWS)],
+  }
+  data = tabular_files.load(write(columns), "label")
+  assert "version=1.0.2" in data.feature_names and "number" in data.feature_names
+
+
+@pytest.mark.parametrize("style", ["%m/%d/%y", "%d %b %Y", "%b %d, %Y"])
+def test_dates_that_are_not_read_say_which_are(write, style):
+  columns = {k: list(map(str, v)) for k, v in _with("day", _days(style)).items()}
+  data = tabular_files.load(write(_text(columns, ";")), "label")
+  assert len(data.warnings) == 1
+  assert "left out; dates are read if all are alike, as 2024-12-31" in data.warnings[0]
+
+
 @pytest.mark.parametrize("null", ["", "NA", "NaN", "null", "?"])
 def test_missing_numbers_are_imputed(write, null):
   columns = _columns()
@@ -201,7 +269,9 @@ def _with(name, values):
     (_with("label", ["", *"ab" * 59, "a"]), "d.csv", "label", {}, "1 missing.*row 1"),
     (_with("label", ["", *range(119)]), "d.csv", "label", {}, "1 NaN.*row 1"),
     (_with("label", ["inf", *range(119)]), "d.csv", "label", {}, "1 NaN or inf"),
-    (_with("label", ["x"] * _ROWS), "d.csv", "label", {}, "one class only"),
+    (_with("label", ["x"] * _ROWS), "d.csv", "label", {}, "d.csv: .*one class only"),
+    (_with("label", [" ", *"ab" * 59, "a"]), "d.csv", "label", {}, "1 missing.*row 1"),
+    (_with("label", [" ", *range(119)]), "d.csv", "label", {}, "1 missing.*row 1"),
     (_with("label", ["r", *"ab" * 59, "a"]), "d.csv", "label", {}, "'r' has 1 rows"),
   ],
 )
@@ -209,6 +279,7 @@ def test_mistakes_are_one_line(write, content, name, target, options, message):
   with pytest.raises(InputError, match=message) as error:
     tabular_files.load(write(content, name), target, **options)
   assert "\n" not in str(error.value)
+  assert str(error.value).count(name) == 1
 
 
 def test_paths_that_are_no_file(tmp_path):
@@ -257,15 +328,46 @@ def test_npz_with_its_own_test_rows(save):
   [
     (dict(x=_X), "y", "no array 'y'; it has x"),
     (dict(x=_X, label=_Y), "labels", "did you mean 'label'"),
-    (dict(x=_X.astype(str), y=_Y), "y", "x must be numbers"),
-    (dict(x=_X, y=_Y[:9]), "y", "x has 40 rows and y has 9"),
+    (dict(x=_X.astype(str), y=_Y), "y", "data.npz: x must be numbers"),
+    (dict(x=_X, y=_Y[:9]), "y", "data.npz: x has 40 rows and y has 9"),
     (dict(x=_X, y=_Y, is_test=np.ones(3)), "y", "one row each"),
+    (dict(x=1.0, y=1, is_test=True), "y", "one row each"),
     (dict(x=_X, y=_Y, x_test=_X), "y", "go together"),
+    (dict(x=_X, y=_Y > 2), "y", "one class only"),
+    (dict(x=_X, y=1), "y", "y is a single value"),
+    (dict(x=1.0, y=_Y), "y", "x is a single value"),
+    (dict(x=_X, y=_Y, x_test=1.0, y_test=_Y), "y", "x_test is a single value"),
+    (dict(x=_X, y=_Y, x_test=_X, y_test=1), "y", "y_test is a single value"),
+    (dict(x=_X[:3], y=_Y[:3]), "y", "data.npz has 3 rows"),
   ],
 )
 def test_npz_mistakes(save, arrays, target, message):
-  with pytest.raises(InputError, match=message):
+  with pytest.raises(InputError, match=message) as error:
     tabular_files.load(save(**arrays), target)
+  assert str(error.value).count("data.npz") == 1
+
+
+def test_npz_columns_that_deserve_a_warning_are_named(save):
+  x = np.concatenate([_X, np.arange(40)[:, None], _Y[:, None] * 4 - 1], axis=1)
+  given = dict(x=x[:30], y=_Y[:30], x_test=x[30:], y_test=_Y[30:])
+  for arrays in (dict(x=x, y=_Y), given, dict(x=x, y=_Y, is_test=np.arange(40) > 29)):
+    data = tabular_files.load(save(**arrays), "y")
+    assert [w.split(";")[0] for w in data.warnings] == [
+      "column 'x[3]' looks like an identifier (another value in every row)",
+      "column 'x[4]' determines the target by itself and may be the label in another "
+      "form",
+    ]
+    assert not any("--config.data.drop" in w for w in data.warnings)
+  assert data.feature_names[3:] == ("x[3]", "x[4]")
+  assert tabular_files.load(save(x=_X, y=_Y), "y").warnings == ()
+  assert tabular_files.load(save(x=x[:, None], y=_Y), "y").warnings == ()
+
+
+def test_options_are_not_blamed_on_the_file(write, save):
+  for path in (write(_columns()), save(x=_X, y=_Y)):
+    for options in (dict(task="ranking"), dict(valid_fraction=2.0)):
+      with pytest.raises(InputError, match="^(unknown task|valid_fraction must)"):
+        tabular_files.load(path, None, **options)
 
 
 def test_an_npz_is_never_unpickled(save, write):

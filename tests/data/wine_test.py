@@ -30,6 +30,7 @@ def test_only_the_measurements_are_features(tmp_path):
   assert data.feature_names == wine.MEASUREMENTS
   assert data.class_names == ("high", "low", "medium")
   assert (data.task, data.num_outputs) == ("multiclass", 3)
+  assert len(data.warnings) == 1 and data.warnings[0].startswith("w.csv has 60 rows; ")
 
 
 def test_both_files_are_one_task(shared_data):
@@ -39,6 +40,16 @@ def test_both_files_are_one_task(shared_data):
   assert sum(len(s.y) for s in (uci.train, uci.valid, uci.test)) == 4898
   np.testing.assert_array_equal(uci.test.y, survey.test.y)
   np.testing.assert_allclose(uci.test.x, survey.test.x, atol=1e-4)
+  assert uci.warnings == survey.warnings == ()
+
+
+def test_the_red_wines_are_warned_of(shared_data):
+  data = wine.load_csv(shared_data / "wine_quality" / "winequality-red.csv")
+  assert len(data.warnings) == 1
+  assert data.warnings[0].startswith(
+    "winequality-red.csv has 1599 rows, as many as the red ones; the white wines of "
+    "this task are 4898"
+  )
 
 
 @pytest.mark.parametrize(
@@ -47,9 +58,10 @@ def test_both_files_are_one_task(shared_data):
     (dict(names=wine.MEASUREMENTS[:-1]), "it lacks alcohol"),
     (dict(label="grade"), "it lacks quality"),
     (dict(cell="much"), "column 'alcohol' of .* must be numbers"),
-    (dict(values=["", *[4, 6, 8] * 9]), "1 NaN or infinite values.*row 1"),
+    (dict(values=["", *[4, 6, 8] * 9]), "w.csv: .* 1 NaN or infinite values.*row 1"),
+    (dict(values=[" ", *[4, 6, 8] * 9]), "w.csv: .* 1 missing values.*row 1"),
     (dict(values=["good"] * 20), "'quality' of .* must be numbers"),
-    (dict(values=[5] * 20), "one class only"),
+    (dict(values=[5] * 20), "w.csv: the target has one class only"),
   ],
 )
 def test_files_that_are_not_the_task(tmp_path, options, message):
