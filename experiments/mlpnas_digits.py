@@ -12,6 +12,7 @@ import dataclasses
 from experiments import common, common_run
 from nasjax.core.config import field
 from nasjax.data import embedded
+from nasjax.data.base import Dataset
 from nasjax.runtime import Run
 
 
@@ -38,8 +39,12 @@ class Config(common.MLPNASConfig):
   data: DataConfig = DataConfig()
 
 
+def load(config: Config, seed: int) -> Dataset:
+  """The data set of a config."""
+  return embedded.load(seed=seed, **dataclasses.asdict(config.data))
+
+
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   space = common.check(config)
-  dataset = embedded.load(seed=run.seed, **dataclasses.asdict(config.data))
-  common_run.run_mlpnas(config, run, dataset, space)
+  common_run.run_mlpnas(config, run, load(config, run.seed), space)

@@ -13,6 +13,7 @@ import dataclasses
 from experiments import common, common_run
 from nasjax.core.config import field
 from nasjax.data import tabular_files
+from nasjax.data.base import Dataset
 from nasjax.runtime import Run
 
 
@@ -25,7 +26,7 @@ class DataConfig:
   task: str = field(
     "auto", "what the target is", ("auto", "binary", "multiclass", "regression")
   )
-  drop: tuple[str, ...] = field((), "columns to leave out; (unnamed) is one")
+  drop: tuple[str, ...] = field((), "columns to leave out; `unnamed` is one")
   valid_fraction: float = field(0.2, "of the rows that are not test")
   test_fraction: float = field(0.2, "of all rows")
 
@@ -37,10 +38,14 @@ class Config(common.MLPNASConfig):
   data: DataConfig = DataConfig()
 
 
+def load(config: Config, seed: int) -> Dataset:
+  """The data set of a config."""
+  options = dataclasses.asdict(config.data)
+  task = None if options["task"] == "auto" else options["task"]
+  return tabular_files.load(seed=seed, **(options | {"task": task}))
+
+
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   space = common.check(config)
-  options = dataclasses.asdict(config.data)
-  task = None if options["task"] == "auto" else options["task"]
-  dataset = tabular_files.load(seed=run.seed, **(options | {"task": task}))
-  common_run.run_mlpnas(config, run, dataset, space)
+  common_run.run_mlpnas(config, run, load(config, run.seed), space)

@@ -13,6 +13,7 @@ import dataclasses
 from experiments import common, common_run
 from nasjax.core.config import field
 from nasjax.data import tfds
+from nasjax.data.base import Dataset
 from nasjax.runtime import Run
 
 
@@ -42,8 +43,12 @@ class Config(common.MLPNASConfig):
 PRESETS = common.presets("table1", "table2", "table3", "table4")
 
 
+def load(config: Config, seed: int) -> Dataset:
+  """The data set of a config."""
+  return tfds.load_mnist(seed=seed, **dataclasses.asdict(config.data))
+
+
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   space = common.check(config)
-  dataset = tfds.load_mnist(seed=run.seed, **dataclasses.asdict(config.data))
-  common_run.run_mlpnas(config, run, dataset, space)
+  common_run.run_mlpnas(config, run, load(config, run.seed), space)

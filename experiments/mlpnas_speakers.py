@@ -11,6 +11,7 @@ import dataclasses
 from experiments import common, common_run
 from nasjax.core.config import field
 from nasjax.data import speakers
+from nasjax.data.base import Dataset
 from nasjax.runtime import Run
 
 
@@ -34,8 +35,12 @@ class Config(common.MLPNASConfig):
 PRESETS = common.presets("table5")
 
 
+def load(config: Config, seed: int) -> Dataset:
+  """The data set of a config."""
+  return speakers.load(seed=seed, **dataclasses.asdict(config.data))
+
+
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   space = common.check(config)
-  dataset = speakers.load(seed=run.seed, **dataclasses.asdict(config.data))
-  common_run.run_mlpnas(config, run, dataset, space)
+  common_run.run_mlpnas(config, run, load(config, run.seed), space)

@@ -11,6 +11,7 @@ import dataclasses
 from experiments import common, common_run
 from nasjax.core.config import field
 from nasjax.data import tfds, wine
+from nasjax.data.base import Dataset
 from nasjax.runtime import Run
 
 
@@ -36,13 +37,16 @@ class Config(common.MLPNASConfig):
 PRESETS = common.presets("table6")
 
 
-def run(config: Config, run: Run) -> None:
-  """Runs the experiment."""
-  space = common.check(config)
+def load(config: Config, seed: int) -> Dataset:
+  """The data set of a config."""
   options = dataclasses.asdict(config.data)
   path, data_dir = options.pop("path"), options.pop("data_dir")
   if path:
-    dataset = wine.load_csv(path, seed=run.seed, **options)
-  else:
-    dataset = tfds.load_wine_quality(seed=run.seed, data_dir=data_dir, **options)
-  common_run.run_mlpnas(config, run, dataset, space)
+    return wine.load_csv(path, seed=seed, **options)
+  return tfds.load_wine_quality(seed=seed, data_dir=data_dir, **options)
+
+
+def run(config: Config, run: Run) -> None:
+  """Runs the experiment."""
+  space = common.check(config)
+  common_run.run_mlpnas(config, run, load(config, run.seed), space)

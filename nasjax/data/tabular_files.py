@@ -176,7 +176,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def read_table(file: pathlib.Path) -> pa.Table:
-  """The file's table with types inferred; an unnamed column is `(unnamed)`.
+  """The file's table with types inferred; an unnamed column is `unnamed`.
 
   Raises:
     InputError: when it cannot be read.
