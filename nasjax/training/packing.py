@@ -162,8 +162,8 @@ class CostModel:
 def round_up(widths: Sequence[int], largest: int) -> Frame:
   """Slots for those widths in coarse steps: 64, 256, 1024, ..., at most `largest`.
 
-  Also for a TPU, whose tiles have 128 lanes: by `benchmarks/tpu_audit.py` a slot of 64
-  costs 0.6 of one of 128, as XLA lays the longer axis of a kernel along the lanes.
+  Also for a TPU, whose tiles have 128 lanes: by `benchmarks/tpu_audit.py` a frame of
+  64s is estimated at 0.6 of one of 128s, so there is nothing to fill up.
   """
   slots = []
   for width in widths:
