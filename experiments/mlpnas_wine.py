@@ -4,6 +4,8 @@ Reproduces the survey's table 6 (`--config.preset=table6`) on the eleven measure
 alone; its own file kept the numeric quality, which is the label, among the features.
 
 Command: python run.py --experiment=mlpnas_wine [--config.data.path=wine.csv]
+Result: mean test over seeds 0 to 4 0.7757, random search 0.7557, scikit-learn 0.7461,
+in 4 to 8 minutes on one busy CPU core, control included.
 """
 
 import dataclasses
