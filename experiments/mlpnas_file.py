@@ -6,6 +6,8 @@ give the answer away are warned of by name.
 Command:
   python run.py --experiment=mlpnas_file --config.data.path=my.csv \
     --config.data.target=quality
+Result: on UCI's white wine, quality as seven classes, seed 0 tests at 0.6020, random
+search at 0.5663, scikit-learn at 0.5796, in 295 s on one busy CPU core.
 """
 
 import dataclasses

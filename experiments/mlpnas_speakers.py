@@ -4,6 +4,8 @@ Reproduces the configuration of the survey's table 5 (`--config.preset=table5`);
 recordings are not public, so the figures are of another set of speakers.
 
 Command: python run.py --experiment=mlpnas_speakers --config.data.path=speakers.npz
+Result: on six speakers of the Free Spoken Digit Dataset seed 0 tests at 0.9900, random
+search at 1.0000, scikit-learn at 0.9967 (300 test rows), in 174 s on one busy CPU core.
 """
 
 import dataclasses

@@ -14,6 +14,9 @@ from nasjax.data import preprocessing, tabular_files
 _KEY = np.random.default_rng(0)
 _ROWS = 120
 
+# Without a time of writing: the tests of all workers have one name.
+_CUT_GZIP = gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-12]
+
 
 def _columns():
   """Numbers, words with a gap, dates, booleans; no one of them gives the label."""
@@ -260,7 +263,7 @@ def _with(name, values):
     ("a,a\n1,1\n", "data.csv", "a", {}, "more than one column 'a'"),
     ("x", "data.xlsx", "y", {}, "not one of .csv, .tsv, .txt, .csv.gz, .parquet, .npz"),
     (b"not gzip", "data.csv.gz", "y", {}, "cannot be read"),
-    (gzip.compress(b"a,b\n1,2\n" * 99)[:-12], "d.csv.gz", "a", {}, "cannot be read"),
+    (_CUT_GZIP, "d.csv.gz", "a", {}, "cannot be read"),
     (b"PAR1 broken", "data.parquet", "y", {}, "cannot be read"),
     (_columns(), "data.csv", None, {}, "--config.data.target=NAME; it has a, b, color"),
     (_columns(), "data.csv", "lable", {}, "no column 'lable' .did you mean 'label'"),
