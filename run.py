@@ -127,6 +127,12 @@ def _default_workdir(name: str, seed: int, smoke: bool) -> str:
   return str(pathlib.Path("runs") / (name + suffix))
 
 
+def _command(arguments: Sequence[str]) -> str:
+  """How to run it again; pasted, it must not throw away the run that it is read in."""
+  kept = [word for word in arguments if word.lstrip("-") != "overwrite"]
+  return shlex.join(["python", "run.py", *kept])
+
+
 def _execute(arguments: Sequence[str]) -> int:
   known = experiments()
   name = _named_experiment(arguments)
@@ -165,16 +171,15 @@ def _execute(arguments: Sequence[str]) -> int:
     config,
     smoke=smoke,
     overwrite=flag_values.overwrite,
-    command=shlex.join(["python", "run.py", *arguments]),
+    command=_command(arguments),
   )
   if run.already_finished:
     summary = run.read_summary()
     result = ""
     if summary.get("best_arch"):
-      result = (
-        f": {summary['best_arch']} scored {summary.get('best_score')}, test "
-        f"{summary.get('test_score')}"
-      )
+      score, test = summary.get("best_score"), summary.get("test_score")
+      result = f": {summary['best_arch']} scored {score:.4f}"
+      result += "" if test is None else f", test {test:.4f}"
     print(
       f"{run.workdir} holds this run, finished{result}.\n"
       f"report: {run.workdir / 'report.html'}\n--overwrite runs it again"

@@ -425,7 +425,7 @@ def _plots(run: _Run, final: list[dict[str, Any]]) -> list[dict[str, str]]:
     ),
     (
       plots.round_means(run.children, run.control),
-      "A controller that learns rises; random search stays level.",
+      "A controller that learns rises; random search goes up and down.",
     ),
     (
       plots.learning_curves(run.children, run.metric),
