@@ -24,6 +24,7 @@ from nasjax.core.types import InputError
 from nasjax.runtime import CompileCounter
 from nasjax.spaces import base
 from nasjax.spaces.mlp_chain import Dropout, MLPChain
+from nasjax.training import profile
 from nasjax.training.losses import get_task
 from nasjax.training.population import device_data, population_trainer
 from nasjax.training.step import Hyper, epoch_batches
@@ -46,6 +47,7 @@ class Workload:
     rounds: genotypes by round, each `[P, D]`.
     space: of the genotypes.
     seed: of the rows, which are random: time does not depend on them.
+    share: part of a job's steps that is timed here; plans are made for all of them.
   """
 
   name: str
@@ -58,6 +60,7 @@ class Workload:
   rounds: tuple[np.ndarray, ...]
   space: MLPChain
   seed: int
+  share: float = 1.0
 
   def data(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """`(x, y)` of train and of valid rows."""
@@ -94,6 +97,13 @@ def ours(layout: str) -> Callable[[Workload], Callable[[int], None]]:
 
   def prepare(work: Workload) -> Callable[[int], None]:
     train, valid = work.data()
+    here = profile.load_or_measure()
+    # A plan weighs compiling against training: a part of the one for that of the other.
+    here = dataclasses.replace(
+      here,
+      compile_base=here.compile_base * work.share,
+      compile_layer=here.compile_layer * work.share,
+    )
     trainer = population_trainer(
       work.space,
       get_task("multiclass"),
@@ -102,6 +112,7 @@ def ours(layout: str) -> Callable[[Workload], Callable[[int], None]]:
       epochs=work.epochs,
       batch_size=work.batch_size,
       layout=layout,  # type: ignore[arg-type]
+      device_profile=here,
     )
     hyper = Hyper(_LEARNING_RATE, work.epochs + 1)
 

@@ -7,7 +7,7 @@ Adam moves) is measured between them. The campaigns are whole jobs from a cold s
 timed one after the other.
 
 Command: python run.py --experiment=throughput      (peers: pip install -e ".[peers]")
-Result: not yet measured on an idle machine.
+Result: benchmarks/RESULTS.md; the campaigns are not yet measured on an idle machine.
 """
 
 import dataclasses
@@ -142,6 +142,7 @@ def _steady(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
     rounds=rounds,
     space=space,
     seed=run.seed,
+    share=config.steps / (config.epochs * (full_rows // batch_size)),
   )
   chains = [space.layers(genotype) for genotype in rounds[0]]
   params = sum(mlp.num_params(chain, features, classes) for chain in chains)
