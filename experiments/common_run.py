@@ -13,9 +13,9 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from experiments import common
 from nasjax import runtime, search
 from nasjax.core import keys
-from nasjax.core.types import Evaluation, Round
+from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
-from nasjax.networks import mlp
+from nasjax.estimators.trained import evaluation_of
 from nasjax.results import analysis, export, report
 from nasjax.spaces.mlp_chain import MLPChain, describe_layers
 from nasjax.strategies.base import Strategy
@@ -59,7 +59,7 @@ def run_mlpnas(
     "seed": run.seed,
     "status": "interrupted",
     "planned_evaluations": config.strategy.rounds * config.strategy.population,
-    "metric": get_task(dataset.task).metric_name,
+    "metric": job.watch.metric,
     "data": _describe_data(dataset),
     "published": [
       dict(zip(("arch", "validation", "test", "note"), row))
@@ -235,20 +235,8 @@ class _Watch:
     """The children of a round that was interrupted, in the order they were done in."""
     children, scores = zip(*self.unfinished)
     words = [describe_layers(child.layers) for child in children]
-    info = {
-      "epochs_run": [child.epochs_run for child in children],
-      "num_params": [mlp.num_params(c.layers, *self._sizes) for c in children],
-      "flops": [mlp.flops(c.layers, *self._sizes) for c in children],
-      "failure": [child.failure for child in children],
-      "shared_layers": [None] * len(children),
-    }
-    evaluation = Evaluation(
-      score=np.asarray(scores, np.float32),
-      cost=np.asarray([child.seconds for child in children], np.float32),
-      curve=np.stack([child.curve for child in children]),
-      info=info,
-    )
     genotypes = np.stack([space.parse(text) for text in words])
+    evaluation = evaluation_of(children, scores, *self._sizes, [None] * len(children))
     return Round(number, genotypes, evaluation, {}, 0)
 
 

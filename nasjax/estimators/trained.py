@@ -4,7 +4,7 @@ A child's score is its validation metric over the epochs it was trained: by defa
 survey's mean weighted by the epoch's number, so that fast learners count for more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,38 @@ from nasjax.training.losses import get_task
 from nasjax.training.packing import Layout, Plan
 from nasjax.training.population import Child, device_data, population_trainer
 from nasjax.training.step import SCORES, Hyper
+
+
+def evaluation_of(
+  children: Sequence[Child],
+  scores: Sequence[float],
+  num_features: int,
+  num_outputs: int,
+  shared_layers: Sequence[int | None],
+) -> Evaluation:
+  """The `Evaluation` of trained children, as `trained` gives it.
+
+  Args:
+    children: P of them.
+    scores: `[P]`.
+    num_features: F.
+    num_outputs: C.
+    shared_layers: `[P]` layers that each began with shared weights.
+  """
+  sizes = num_features, num_outputs
+  info = {
+    "epochs_run": [child.epochs_run for child in children],
+    "num_params": [mlp.num_params(child.layers, *sizes) for child in children],
+    "flops": [mlp.flops(child.layers, *sizes) for child in children],
+    "failure": [child.failure for child in children],
+    "shared_layers": list(shared_layers),
+  }
+  return Evaluation(
+    score=np.asarray(scores, np.float32),
+    cost=np.asarray([child.seconds for child in children], np.float32),
+    curve=np.stack([child.curve for child in children]),
+    info=info,
+  )
 
 
 def trained(
@@ -138,23 +170,7 @@ def trained(
         if child.weights is not None
       ]
       state = shared_weights.store(state, trained_children, one_shot)
-    info = {
-      "epochs_run": [child.epochs_run for child in children],
-      "num_params": [
-        mlp.num_params(child.layers, num_features, num_outputs) for child in children
-      ],
-      "flops": [
-        mlp.flops(child.layers, num_features, num_outputs) for child in children
-      ],
-      "failure": [child.failure for child in children],
-      "shared_layers": [shared_layers.get(child.layers, 0) for child in children],
-    }
-    evaluation = Evaluation(
-      score=np.asarray(scores, np.float32),
-      cost=np.asarray([child.seconds for child in children], np.float32),
-      curve=np.stack([child.curve for child in children]),
-      info=info,
-    )
-    return state, evaluation
+    shared = [shared_layers.get(child.layers, 0) for child in children]
+    return state, evaluation_of(children, scores, num_features, num_outputs, shared)
 
   return Estimator(init, estimate)

@@ -328,8 +328,7 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
   num_epochs, data = len(work.batches), programs.data
   book = EarlyStopping(1, num_epochs, work.hyper)
   state = start(ravel(weights) if program.frame else weights)
-  best: Any = None
-  me = np.array([0])
+  best, me = None, np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
   for epoch in range(num_epochs):
@@ -352,19 +351,21 @@ def train_together(
   limit: float,
   log: Callable[[str], None],
   group: Group,
+  is_part: bool = False,
 ) -> Iterator[tuple[int, Child]]:
   """Trains the children of a group as one vmapped population.
 
-  The population is filled up to a multiple of the devices, and to the width of one that
-  is compiled and hardly larger; it is cut into parts when it would take more memory
-  than the limit, before any weights are made. Children that are done leave it between
-  epochs when half of it has, and when what that saves is longer than another
-  compilation.
+  It is filled up to a multiple of the devices, and to the width of one that is compiled
+  and hardly larger; it is cut into parts, before any weights are made, when it would
+  take more memory than the limit. Children that are done leave it between epochs when
+  half of it has, and when what that saves is longer than another compilation.
   """
   program, members = group.program, np.array(group.members)
   assert program.frame is not None
   devices = programs.mesh.size if programs.mesh else 1
-  width = programs.fitting(program, -(-len(members) // devices) * devices)
+  width = -(-len(members) // devices) * devices
+  # For a part, what was too wide is compiled by now.
+  width = width if is_part else programs.fitting(program, width)
   current = np.resize(np.arange(len(members)), width)  # repeats are dummies
   template = work.weights(members[0], program, programs.sizes)
   num_weights = sum(leaf.size for leaf in jax.tree.leaves(template))
@@ -387,7 +388,7 @@ def train_together(
   try:
     compiled = programs.get(program, width, TrainState(part, part, part), *arguments(0))
     needed = compiled.bytes + copies * 4 * num_weights * width / devices
-    if needed > limit:
+    if needed > limit and not is_part:
       parts = min(math.ceil(needed / limit), -(-len(members) // devices))
       why = (
         f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"
@@ -399,8 +400,8 @@ def train_together(
   if parts > 1:
     log(f"{len(members)} children {why}: they are trained in {parts} parts")
     for some in np.array_split(members, parts):
-      smaller_group = Group(program, tuple(map(int, some)))
-      yield from train_together(programs, work, math.inf, log, smaller_group)
+      part_of_it = Group(program, tuple(map(int, some)))
+      yield from train_together(programs, work, limit, log, part_of_it, is_part=True)
     return
 
   fresh = jax.tree.map(

@@ -144,7 +144,7 @@ class Programs:
     Exact programs have no slots. A framed program of one child is there to compile
     fast: its state is one vector. In a population's the vector would be cut apart and
     copied into tiles at every step, 1.6 times the bytes on a TPU
-    (`benchmarks/tpu_audit.py`).
+    (`benchmarks/RESULTS.md`).
     """
     features, outputs = self.sizes
     sizes = [features, *program.widths, outputs]

@@ -107,6 +107,30 @@ def test_a_population_that_does_not_fit_is_trained_in_parts():
     same(a, b, 1e-5)
 
 
+def test_a_compiled_width_serves_a_smaller_population_but_never_a_part(monkeypatch):
+  widths, lines = [], []
+  get = Programs.get
+
+  def noted(self, program, width, *arguments):
+    widths.append(width)
+    return get(self, program, width, *arguments)
+
+  monkeypatch.setattr(Programs, "get", noted)
+  train = trainer(layout="padded")
+  train(jax.random.key(0), GENOTYPES, HYPER)
+  train(jax.random.key(0), GENOTYPES[:2], HYPER)
+  assert widths == [3, 3]
+  # A limit below the three children's need but above that of two.
+  trainer(layout="padded", memory_limit_gb=1e-6, log=lines.append)(
+    jax.random.key(0), GENOTYPES, HYPER
+  )
+  needed = float(lines[0].split("take ")[1].split()[0])
+  widths.clear()
+  train = trainer(layout="padded", memory_limit_gb=0.7 * needed, log=lines.append)
+  train(jax.random.key(0), GENOTYPES, HYPER)
+  assert "2 parts" in lines[1] and widths == [3, 2, 1]
+
+
 def test_bfloat16_computes_what_float32_computes_but_coarser():
   # Random weights would do; learning makes sure that gradients arrive as well.
   exact = trainer(epochs=8)(jax.random.key(0), GENOTYPES, HYPER)
