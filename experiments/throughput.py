@@ -49,7 +49,7 @@ class Config:
   population: int = field(10, "children of a round")
   epochs: int = field(10, "of every child, over which compilation is spread")
   rounds: int = field(10, "of the wine campaign, fresh children each")
-  steps: int = field(60, "timed steps of the steady workloads, a turn")
+  steps: int = field(240, "timed steps of the steady workloads, a turn")
   repeats: int = field(5, "turns of each way, interleaved")
   chains: int = field(812, "of the digits campaign: all of one or two layers")
   digits_epochs: int = field(30, "of the digits campaign")

@@ -3,7 +3,8 @@
 *Exact*: the layers are static, one program per architecture, no wasted arithmetic.
 *Framed*: a frame is a sequence of dense slots of fixed widths; the layers are traced,
 so one program serves every chain that fits into the frame. A slot is as wide as the
-layer in it or wider (what lies outside is held at zero), or stays empty.
+layer in it or wider (what lies outside is held at zero), or stays empty and passes on
+what came: its kernel is the identity, its activation too, and it is not trained.
 
 The two agree because every random number is drawn by coordinate (`core.counter`): the
 weights and dropout masks of a layer are a corner of those of any wider slot.
@@ -41,9 +42,9 @@ class Slot(NamedTuple):
   them: whatever it would have to derive from a genotype would be compiled once a slot.
 
   Attributes:
-    inside: `[W]` float32, 1 for the units in use.
-    used: bool, False for an empty slot.
-    activation: the row of `ACTIVATION_TERMS`, as six float32 scalars.
+    inside: `[W]` float32, 1 for the units in use; all of them in an empty slot.
+    used: float32, 0 for an empty slot, else 1.
+    activation: the row of `ACTIVATION_TERMS`, as seven float32 scalars.
     salt: uint32, what sets the draws of this layer's dropout apart.
     kept: float32, the probability with which the dropout after it keeps a unit.
   """
@@ -55,14 +56,17 @@ class Slot(NamedTuple):
   kept: Any
 
 
-# Each activation is  a + b tanh(c x) + d max(x, 0) + e expm1(min(x, 0)),  and its slope
-# at the value y is  f (b^2 - (y - a)^2) + (d if y > 0 else e (y + 1)).
+# Each activation is
+#   a + b tanh(c x) + d max(x, 0) + e expm1(min(x, 0)) + g min(x, 0),
+# and its slope at the value y is
+#   f (b^2 - (y - a)^2) + (d if y > 0 else e (y + 1) + g).
 ACTIVATION_TERMS = {
-  "sigmoid": (0.5, 0.5, 0.5, 0.0, 0.0, 1.0),
-  "tanh": (0.0, 1.0, 1.0, 0.0, 0.0, 1.0),
-  "relu": (0.0, 0.0, 0.0, 1.0, 0.0, 0.0),
-  "elu": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0),
+  "sigmoid": (0.5, 0.5, 0.5, 0.0, 0.0, 1.0, 0.0),
+  "tanh": (0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0),
+  "relu": (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0),
+  "elu": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0),
 }
+_IDENTITY = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
 
 
 def dense_widths(layers: tuple[Layer, ...]) -> list[int]:
@@ -141,16 +145,16 @@ def slots_of(layers: tuple[Layer, ...], frame: Frame) -> tuple[Slot, ...]:
   return tuple(
     Slot(
       inside=(np.arange(room) < dense[slot][1].width).astype(np.float32),
-      used=np.bool_(True),
+      used=np.float32(1.0),
       activation=tuple(map(np.float32, ACTIVATION_TERMS[dense[slot][1].activation])),
       salt=_salt(dense[slot][0]),
       kept=np.float32(dense[slot][2]),
     )
     if slot in dense
     else Slot(
-      inside=np.zeros(room, np.float32),
-      used=np.bool_(False),
-      activation=(np.float32(0.0),) * 6,
+      inside=np.ones(room, np.float32),
+      used=np.float32(0.0),
+      activation=tuple(map(np.float32, _IDENTITY)),
       salt=np.uint32(0),
       kept=np.float32(1.0),
     )
@@ -181,14 +185,16 @@ def _salt(position: int) -> np.uint32:
 def pad(
   exact: Weights, layers: tuple[Layer, ...], frame: Frame, num_outputs: int
 ) -> Weights:
-  """Exact weights as framed ones, zero outside the layers; host side."""
+  """Exact weights as framed ones, host side: zero outside the layers, the identity in
+  empty slots."""
   rows = [exact[0]["kernel"].shape[0], *frame]
   framed: Weights = [
-    {"kernel": np.zeros((i, o), np.float32), "bias": np.zeros(o, np.float32)}
+    {"kernel": np.eye(i, o, dtype=np.float32), "bias": np.zeros(o, np.float32)}
     for i, o in zip(rows, [*frame, num_outputs])
   ]
   for slot, layer in zip([*(place(dense_widths(layers), frame) or ()), -1], exact):
     inputs, units = layer["kernel"].shape
+    framed[slot]["kernel"][:] = 0.0
     framed[slot]["kernel"][:inputs, :units] = layer["kernel"]
     framed[slot]["bias"][:units] = layer["bias"]
   return framed
@@ -260,27 +266,46 @@ def apply_framed(
     `[B, C]` outputs, equal to those of `apply` up to rounding.
   """
   for i, (layer, slot) in enumerate(zip(weights, slots)):
-    units = layer["bias"].shape[0]
     terms = tuple(jnp.asarray(term, x.dtype) for term in slot.activation)
-    out = _activate(x @ layer["kernel"] + layer["bias"][None], terms)
+    if i == 0:  # never empty
+      z = x @ layer["kernel"] + layer["bias"][None]
+    else:
+      used = jnp.asarray(slot.used, x.dtype)
+      z = _dense(x, layer["kernel"], layer["bias"], used)
     # sigmoid(0) is not 0: what is outside the layer must not reach the next one.
-    out = out * jnp.asarray(slot.inside, x.dtype)[None]
-    if i > 0:  # an empty slot passes on what came, which is zero beyond `units`
-      room = max(units - x.shape[1], 0)
-      passed = jnp.pad(x[:, :units], ((0, 0), (0, room)))
-      out = jnp.where(slot.used, out, passed)
+    x = _activate(z, terms) * jnp.asarray(slot.inside, x.dtype)[None]
     if dropout_seed is not None:
-      out = _drop(out, dropout_seed ^ slot.salt, slot.kept)
-    x = out
+      x = _drop(x, dropout_seed ^ slot.salt, slot.kept)
   head = weights[-1]
   return x @ head["kernel"] + head["bias"][None]
 
 
 @jax.custom_vjp
+def _dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, used: Any) -> jax.Array:
+  """A dense layer whose weights have no gradient where `used` is 0: Adam leaves them as
+  they are, and what the layer passes on and back is exact."""
+  return x @ kernel + bias[None]
+
+
+def _dense_forward(x, kernel, bias, used):
+  return _dense(x, kernel, bias, used), (x, kernel, used)
+
+
+def _dense_backward(residuals, gradient):
+  x, kernel, used = residuals
+  own = gradient * used
+  return gradient @ kernel.T, x.T @ own, own.sum(0), None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+@jax.custom_vjp
 def _activate(x: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
   """The activation with those `ACTIVATION_TERMS`, traced."""
-  a, b, c, d, e, _ = terms
-  line = d * jnp.maximum(x, 0.0) + e * jnp.expm1(jnp.minimum(x, 0.0))
+  a, b, c, d, e, _, g = terms
+  below = jnp.minimum(x, 0.0)
+  line = d * jnp.maximum(x, 0.0) + e * jnp.expm1(below) + g * below
   return a + b * jnp.tanh(c * x) + line
 
 
@@ -290,9 +315,9 @@ def _activate_forward(x, terms):
 
 
 def _activate_backward(residuals, gradient):
-  y, (a, b, _, d, e, f) = residuals
+  y, (a, b, _, d, e, f, g) = residuals
   wave = f * (b * b - jnp.square(y - a))
-  return gradient * (wave + jnp.where(y > 0, d, e * (y + 1.0))), None
+  return gradient * (wave + jnp.where(y > 0, d, e * (y + 1.0) + g)), None
 
 
 _activate.defvjp(_activate_forward, _activate_backward)

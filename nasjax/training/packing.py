@@ -34,6 +34,42 @@ _CACHE_BYTES = 2 * 2**20
 _SMALLEST_SLOT = 64  # below it a product costs its launch, not its arithmetic
 
 
+class Parts(NamedTuple):
+  """What a child's training consists of; seconds of each, or factors on them.
+
+  Attributes:
+    products: of the training steps.
+    adam_cached: Adam's traffic out of a cache; it also computes a root and a quotient.
+    adam: likewise out of memory.
+    activations: reading every unit's value of every row, steps and validation.
+    framed_activations: likewise where the activation is traced.
+    kernels: launches.
+    batch_rows: reading the rows of the steps, wherever they are.
+    validation: products of the validation passes.
+    valid_rows: reading their rows, one after the other.
+  """
+
+  products: float
+  adam_cached: float
+  adam: float
+  activations: float
+  framed_activations: float
+  kernels: float
+  batch_rows: float
+  validation: float
+  valid_rows: float
+
+
+IN_TURN = Parts(0.9, 2.5, 0.65, 18, 49, 5.5, 6.3, 0.8, 3.4)
+"""Times what the profile's rates promise, on a CPU whose cores train a child each;
+fitted by `python -m benchmarks.cost_model` (`benchmarks/RESULTS.md`)."""
+
+VMAPPED = Parts(1, 1, 1, 8, 16, 7, 0, 1, 0)
+"""Likewise of a population on an accelerator, whose children share the rows."""
+
+_FRAMED_COMPILE = 1.6  # times the compile time of an exact layer
+
+
 class Program(NamedTuple):
   """A program that is, or could be, compiled.
 
@@ -116,47 +152,49 @@ class CostModel:
 
   def compile_seconds(self, program: Program) -> float:
     """Expected time to trace and compile a program."""
-    layers = len(program.widths) + 1
-    seconds = self.profile.compile_base + self.profile.compile_layer * layers
-    return seconds * (1.25 if program.frame else 1.0)
+    layers = (len(program.widths) + 1) * (_FRAMED_COMPILE if program.frame else 1.0)
+    return self.profile.compile_base + self.profile.compile_layer * layers
 
   def shared_seconds(self, program: Program) -> float:
     """Expected time of what the children of a group need once, every epoch run."""
     shared = self.vmapped and program.frame
-    return self._launch_seconds(program) if shared else 0.0
+    return self.parts(program).kernels if shared else 0.0
 
   def child_seconds(self, program: Program) -> float:
     """Expected time that each child adds to its group, every epoch run."""
-    shared = self.vmapped and program.frame
-    alone = 0.0 if shared else self._launch_seconds(program)
-    return alone + self._work_seconds(program)
+    return sum(self.parts(program)) - self.shared_seconds(program)
 
-  def _launch_seconds(self, program: Program) -> float:
-    kernels = 6 + 5 * (len(program.widths) + 1)
-    return self.train_steps * self.profile.launch * kernels
+  def parts(self, program: Program) -> Parts:
+    """Expected seconds of one child by itself, every epoch run."""
+    factors = VMAPPED if self.vmapped else IN_TURN
+    return Parts(*(f * s for f, s in zip(factors, self.promised(program))))
 
-  def _work_seconds(self, program: Program) -> float:
-    """Of one child's arithmetic and traffic."""
+  def promised(self, program: Program) -> Parts:
+    """The same if everything ran at the profile's rates."""
     profile = self.profile
     sizes = [self.num_features, *program.widths, self.num_outputs]
     products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
-    units = sum(sizes[1:])
-    params = sum(products) + units
+    params = sum(products) + sum(sizes[1:])
+    train_rows = self.train_steps * self.batch_size
     # Forward, weight gradient, and the input's gradient of all layers but the first.
     per_row = 2 * (3 * sum(products) - products[0])
     # Weight, gradient and two moments: what does not stay in a cache of two megabytes
-    # comes from memory at every step.
+    # comes from memory at every step. Adam reads all four and writes three.
     cached = 16 * params < _CACHE_BYTES and not self.vmapped
-    bandwidth = profile.bandwidth if cached else profile.memory_bandwidth
-    step = (
-      per_row * self.batch_size / profile.flops
-      # Adam reads weight, gradient and two moments and writes three of them.
-      + 28 * params / bandwidth
-      # Activations, their slopes and masks pass through memory a few times.
-      + (64 if program.frame else 32) * self.batch_size * units / profile.bandwidth
+    adam = 28 * params * self.train_steps
+    values = 4 * sum(program.widths) * (2 * train_rows + self.valid_rows)
+    row = 4 * self.num_features
+    return Parts(
+      products=train_rows * per_row / profile.flops,
+      adam_cached=adam * cached / profile.bandwidth,
+      adam=adam * (not cached) / profile.memory_bandwidth,
+      activations=values * (program.frame is None) / profile.bandwidth,
+      framed_activations=values * (program.frame is not None) / profile.bandwidth,
+      kernels=self.train_steps * (len(sizes) - 1) * profile.launch,
+      batch_rows=row * train_rows / profile.memory_bandwidth,
+      validation=self.valid_rows * 2 * sum(products) / profile.flops,
+      valid_rows=row * self.valid_rows / profile.memory_bandwidth,
     )
-    valid = 2 * sum(products) * self.valid_rows / profile.flops
-    return self.train_steps * step + valid
 
 
 def round_up(widths: Sequence[int], largest: int) -> Frame:

@@ -12,7 +12,6 @@ layout (up to rounding), on its neighbours or on their order.
 import concurrent.futures
 import functools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +41,7 @@ from nasjax.training.step import (
   Schedule,
   TrainState,
   epoch_batches,
-  ravel,
   start,
-  unravel,
 )
 
 
@@ -299,7 +296,7 @@ def _run(
   children: dict[int, Child] = {}
   # Worker threads also when there is one: the main thread only waits, so Ctrl-C is
   # answered at once.
-  workers = concurrent.futures.ThreadPoolExecutor(_cores())
+  workers = concurrent.futures.ThreadPoolExecutor(profile_lib.cores())
   try:
     running = [workers.submit(train, job) for job in jobs]
     for future in concurrent.futures.as_completed(running):
@@ -313,13 +310,6 @@ def _run(
   return [children[i] for i in range(len(work.layers))]
 
 
-def _cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> Child:
   """Trains child i by itself, in an exact or a framed program."""
   weights = work.weights(i, program, programs.sizes)
@@ -327,7 +317,7 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
   slots = mlp.slots_of(work.layers[i], program.frame) if program.frame else None
   num_epochs, data = len(work.batches), programs.data
   book = EarlyStopping(1, num_epochs, work.hyper)
-  state = start(ravel(weights) if program.frame else weights)
+  state = start(weights)
   best, me = None, np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
@@ -340,8 +330,6 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
       best = state.weights
   seconds = time.perf_counter() - begin
   best = jax.tree.map(np.asarray, best)
-  if program.frame and best is not None:
-    best = unravel(best, weights)
   return _child(work.layers[i], program, book, 0, best, seconds)
 
 

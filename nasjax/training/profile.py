@@ -4,7 +4,9 @@ They feed the cost model of `training.packing`, which compares one way of runnin
 round with another: ratios matter, and a factor of two in all of them changes nothing.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -12,6 +14,7 @@ import pathlib
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,7 +34,7 @@ _SMALL, _LARGE = 2**17, 2**23  # values of a vector that a cache holds, and does
 
 @dataclasses.dataclass(frozen=True)
 class DeviceProfile:
-  """Rates of one device, as one program at a time sees them.
+  """Rates of one device; of a CPU, what each core gets while all are busy.
 
   Attributes:
     flops: floating-point operations a second in products of `[32, 512] x [512, 512]`.
@@ -68,18 +71,34 @@ times by `benchmarks/tpu_audit.py`; the launch is a guess that decides little.""
 DEVICES = ("measured", *GIVEN)
 
 
-def _seconds(function, *arguments) -> float:
-  """Best of three runs of a compiled function: the others were disturbed."""
-  times = []
-  for _ in range(4):
-    start = time.perf_counter()
+def cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def seconds_of(function: Callable, *arguments: Any, repeats: int = 4) -> float:
+  """Run time of a compiled function; on a CPU while every core runs it.
+
+  The best of some runs after a first one: the others were disturbed.
+  """
+  at_once = cores() if jax.default_backend() == "cpu" else 1
+
+  def run(_: int) -> None:
     jax.block_until_ready(function(*arguments))
-    times.append(time.perf_counter() - start)
+
+  times = []
+  with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+    for _ in range(1 + repeats):
+      start = time.perf_counter()
+      list(threads.map(run, range(at_once)))
+      times.append(time.perf_counter() - start)
   return min(times[1:])
 
 
 def measure() -> DeviceProfile:
-  """Measures the default device; takes about two seconds."""
+  """Measures the default device; takes about three seconds."""
 
   def repeat(body, times=_REPEATS):
     return jax.jit(
@@ -90,32 +109,35 @@ def measure() -> DeviceProfile:
 
   def sweep(size, times):
     vector = jnp.ones(size)
-    seconds = _seconds(repeat(lambda _, c, v: c * 0.5 + v, times), vector, vector)
+    step = repeat(lambda _, c, v: c * 0.5 + v, times)
+    seconds = seconds_of(step, vector, vector)
     return 3 * 4 * size * times / seconds
 
-  compile_seconds = []
-  for layers in (1, 4):
-    start = time.process_time()
-    _training_like(layers)
-    compile_seconds.append(time.process_time() - start)
-  per_layer = max((compile_seconds[1] - compile_seconds[0]) / 3, 0.01)
+  _training_like(1)  # the first in a process takes twice as long
+  one, four = (min(_training_like(n) for _ in range(2)) for n in (1, 4))
+  per_layer = max((four - one) / 3, 0.01)
   small = jnp.ones((8, 8))
   tiny = repeat(lambda _, c, k: jnp.cos(c) @ k)
-  kernels = jnp.broadcast_to(jnp.eye(_UNITS), (_KERNELS, _UNITS, _UNITS)) + 0.0
-  product = repeat(lambda i, c, k: c @ k[i % _KERNELS])
-  seconds = _seconds(product, jnp.ones((_BATCH, _UNITS)), kernels) / _REPEATS
+  kernels = [jnp.eye(_UNITS) for _ in range(_KERNELS)]
+  product = repeat(
+    lambda _, c, *kernels: functools.reduce(jnp.matmul, kernels, c),
+    _REPEATS // _KERNELS,
+  )
+  seconds = seconds_of(product, jnp.ones((_BATCH, _UNITS)), *kernels) / _REPEATS
   return DeviceProfile(
     flops=2 * _BATCH * _UNITS**2 / seconds,
     bandwidth=sweep(_SMALL, _REPEATS),
     memory_bandwidth=sweep(_LARGE, 10),
-    launch=_seconds(tiny, small, small) / _REPEATS / 2,
-    compile_base=max(compile_seconds[0] - per_layer, 0.05),
+    launch=seconds_of(tiny, small, small) / _REPEATS / 2,
+    compile_base=max(one - 2 * per_layer, 0.05),
     compile_layer=per_layer,
   )
 
 
-def _training_like(layers: int) -> None:
-  """Compiles what an exact program of so many equal layers consists of."""
+def _training_like(layers: int) -> float:
+  """Compiles what an exact program of so many hidden layers consists of; seconds, of
+  all threads together."""
+  start = time.process_time()
   chain = tuple(Dense(32 + 8 * i, "elu") for i in range(layers))
   weights = mlp.init(0, chain, 16, 4)
   # A constant of this moment: no cache of programs can have this one.
@@ -133,6 +155,7 @@ def _training_like(layers: int) -> None:
     step.Schedule(steps, steps),
     data,
   ).compile()
+  return time.process_time() - start
 
 
 def _device_name() -> str:
@@ -155,7 +178,7 @@ def load_or_measure(folder: pathlib.Path | None = None) -> DeviceProfile:
   and nothing else.
   """
   folder = cache.folder() if folder is None else folder
-  name = f"{_device_name()} jax {jax.__version__} cpus {os.cpu_count()}"
+  name = f"{_device_name()} jax {jax.__version__} busy cores {cores()}"
   path = folder / "profile.json"
   stored: dict[str, Any] = {}
   try:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax.networks import mlp
@@ -141,20 +140,8 @@ class Programs:
   def _epoch(self, program: Program, width: int) -> Callable:
     """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.
 
-    Exact programs have no slots. A framed program of one child is there to compile
-    fast: its state is one vector. In a population's the vector would be cut apart and
-    copied into tiles at every step, 1.6 times the bytes on a TPU
-    (`benchmarks/RESULTS.md`).
+    Exact programs have no slots.
     """
-    features, outputs = self.sizes
-    sizes = [features, *program.widths, outputs]
-    template = [
-      {
-        "kernel": jax.ShapeDtypeStruct((i, o), np.float32),
-        "bias": jax.ShapeDtypeStruct((o,), np.float32),
-      }
-      for i, o in zip(sizes[:-1], sizes[1:])
-    ]
 
     def epoch(state, slots, *rest):
       def apply(weights, x, seed):
@@ -162,12 +149,11 @@ class Programs:
           return mlp.apply(weights, program.layers, x, seed)
         return mlp.apply_framed(weights, slots, x, seed)
 
-      form = template if program.frame and not width else None
       # A thousand children that validate on all rows at once hold more activations
       # than weights.
       together = max(width // (self.mesh.size if self.mesh else 1), 1)
       rows = max(WHOLE_PASS_ROWS // together, _FEWEST_VALID_ROWS)
-      return make_epoch(apply, self._task, form, self._dtype, rows)(state, *rest)
+      return make_epoch(apply, self._task, self._dtype, rows)(state, *rest)
 
     return epoch
 

@@ -7,7 +7,6 @@ and which epoch was the best, is decided on the host from three numbers a child
 it would cost a third of the compile time, and a child that is done costs nothing more.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ import numpy as np
 
 from nasjax.training.losses import Task
 
-# Above this many rows a validation pass is cut into pieces of at most the second size,
-# so that its activations stay small beside the weights.
-WHOLE_PASS_ROWS = 16384
-_PIECE_ROWS = 4096
+# Above this many rows a validation pass is cut into pieces of at most the second size:
+# its activations then stay small beside the weights, and on a CPU in the caches, which
+# saves a fifth of a pass over 12,000 rows. Below, it would only take longer to compile.
+WHOLE_PASS_ROWS = 4096
+_PIECE_ROWS = 2048
 
 ADAM_DECAYS = (0.9, 0.999)
 ADAM_EPSILON = 1e-7  # Keras's value, as in the survey's program (optax has 1e-8)
@@ -90,12 +90,12 @@ class Schedule(NamedTuple):
 class TrainState(NamedTuple):
   """What training carries from step to step; three pytrees of one structure.
 
-  They are the network's own, or one vector `[N]` of all weights: then Adam is one loop
-  instead of several per layer and compiles a quarter faster, but the weights are copied
-  out of the vector at every step, which takes a tenth longer.
+  One vector of all weights would compile a sixth faster. But XLA's program that puts
+  its gradient together takes ten times as long as the step whenever it runs on more
+  than one core (`benchmarks/RESULTS.md`), and on a TPU it moves 1.6 times the bytes.
 
   Attributes:
-    weights: float32.
+    weights: float32, the network's own pytree.
     first: Adam's mean of gradients.
     second: its mean of squared gradients.
   """
@@ -103,22 +103,6 @@ class TrainState(NamedTuple):
   weights: Any
   first: Any
   second: Any
-
-
-def ravel(weights: Any) -> np.ndarray:
-  """A pytree of host arrays as one vector `[N]`."""
-  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)])
-
-
-def unravel(flat: Any, template: Any) -> Any:
-  """The pytree again, with the shapes of `template`; also for traced vectors."""
-  leaves, tree = jax.tree.flatten(template)
-  ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])[:-1]
-  split: Any = np.split if isinstance(flat, np.ndarray) else jnp.split
-  parts = split(flat, ends.tolist())
-  shapes = [leaf.shape for leaf in leaves]
-  shaped = [part.reshape(shape) for part, shape in zip(parts, shapes)]
-  return jax.tree.unflatten(tree, shaped)
 
 
 def start(weights: Any) -> TrainState:
@@ -153,16 +137,24 @@ def predict(
   apply: Callable[[jax.Array], jax.Array], x: jax.Array, most: int = WHOLE_PASS_ROWS
 ) -> jax.Array:
   """Outputs `[N, C]` of `apply` on `x [N, F]`, in pieces when N is above `most`."""
-  if x.shape[0] <= most:
+  rows = x.shape[0]
+  if rows <= most:
     return apply(x)
   piece = min(most, _PIECE_ROWS)
-  return jax.lax.map(lambda row: apply(row[None])[0], x, batch_size=piece)
+  # The last piece ends at the last row: what is in the piece before it is seen twice,
+  # which is cheaper than a program of its own for what is left over.
+  starts = np.minimum(np.arange(0, rows, piece), rows - piece)
+  outputs = jax.lax.map(
+    lambda first: apply(jax.lax.dynamic_slice_in_dim(x, first, piece)), starts
+  )
+  left = (rows - 1) % piece + 1
+  before = outputs[:-1].reshape(-1, *outputs.shape[2:])
+  return jnp.concatenate([before, outputs[-1, -left:]])
 
 
 def make_epoch(
   apply: Callable[..., jax.Array],
   task: Task,
-  template: Any = None,
   compute_dtype: Any = None,
   valid_rows: int = WHOLE_PASS_ROWS,
 ) -> Callable:
@@ -171,8 +163,6 @@ def make_epoch(
   Args:
     apply: `(weights, x [B, F], dropout_seed or None) -> outputs [B, C]`.
     task: loss and metric.
-    template: the structure and shapes of the network's weights when the state holds
-      them as one vector; None when it holds them as they are.
     compute_dtype: of activations and gradients, such as bfloat16; weights, Adam and
       the loss stay float32. None computes in float32.
     valid_rows: at most so many are validated at once.
@@ -186,8 +176,6 @@ def make_epoch(
 
   def epoch(state: TrainState, seeds, rows, schedule: Schedule, data: DeviceData):
     def outputs_of(parts, x, seed):
-      if template is not None:
-        parts = unravel(parts, template)
       if compute_dtype is not None:
         x = x.astype(compute_dtype)
         parts = jax.tree.map(lambda part: part.astype(compute_dtype), parts)

@@ -115,15 +115,27 @@ def test_no_gradient_reaches_what_lies_outside_the_layers():
   layers, _, slots, framed = forms(arch)
   x = np.random.default_rng(0).normal(size=(B, F)).astype(np.float32)
   gradient = jax.grad(lambda w: mlp.apply_framed(w, slots, x).sum())(framed)
-  gradient = jax.tree.map(np.asarray, gradient)
-  inside = mlp.cut(gradient, layers)
-  outside = jax.tree.map(
-    lambda whole, kept: np.abs(whole).sum() - np.abs(kept).sum(),
-    gradient,
-    mlp.pad(inside, layers, ARCHS[arch], C),
-  )
-  np.testing.assert_allclose(jax.tree.leaves(outside), 0.0, atol=1e-6)
-  assert all(np.any(layer["kernel"]) for layer in inside)
+  outside = jax.tree.map(np.array, gradient)
+  for layer in mlp.cut(outside, layers):  # views
+    assert np.any(layer["kernel"])
+    layer["kernel"][:] = layer["bias"][:] = 0.0
+  assert not any(map(np.any, jax.tree.leaves(outside)))
+
+
+def test_an_empty_slot_passes_everything_on_and_back():
+  frame = (8, 8, 16)
+  layers = layers_of("8 tanh")
+  exact = mlp.init(np.uint32(3), layers, F, C)
+  framed, slots = mlp.pad(exact, layers, frame, C), mlp.slots_of(layers, frame)
+  np.testing.assert_array_equal(framed[2]["kernel"], np.eye(8, 16))
+  x = np.random.default_rng(1).normal(size=(B, F)).astype(np.float32)
+  got, back = jax.vjp(lambda w: mlp.apply_framed(w, slots, x), framed)
+  expected, exact_back = jax.vjp(lambda w: mlp.apply(w, layers, x), exact)
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+  gradient, exact_gradient = back(got)[0], exact_back(expected)[0]
+  for a, b in zip(mlp.cut(gradient, layers), exact_gradient, strict=True):
+    np.testing.assert_allclose(a["kernel"], b["kernel"], atol=1e-5)
+    np.testing.assert_allclose(a["bias"], b["bias"], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -26,7 +26,7 @@ def test_the_epoch_lowers(platform, width, dtype):
   programs = Programs(get_task(data.task), rows, 3, compute_dtype=dtype)
   layers, frame = SPACE.layers(SPACE.parse("8 relu - dropout 0.2 - 4 elu")), (8, 8)
   weights = mlp.pad(mlp.init(np.uint32(0), layers, 4, 3), layers, frame, 3)
-  state = step.start(weights if width else step.ravel(weights))
+  state = step.start(weights)
   slots = mlp.slots_of(layers, frame)
   seeds, batches = np.zeros(2, np.uint32), np.zeros((2, 16), np.int32)
   if width:

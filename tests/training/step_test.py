@@ -19,11 +19,11 @@ def train(apply, w0, batches, data, hyper):
   """A child's epochs, as `training.population` runs them: book and kept weights."""
   task = TASKS["regression"]
   weights = {"w": np.asarray(w0, np.float32)}
-  epoch = jax.jit(step.make_epoch(apply, task, weights))
+  epoch = jax.jit(step.make_epoch(apply, task))
   num_epochs, num_steps, _ = batches.shape
   schedule = hyper.schedule(num_epochs, num_steps)
   book, kept = step.EarlyStopping(1, num_epochs, hyper), weights
-  state = step.start(step.ravel(weights))
+  state = step.start(weights)
   for e in range(num_epochs):
     if not book.active[0]:
       break
@@ -32,7 +32,7 @@ def train(apply, w0, batches, data, hyper):
     state, losses, outputs = epoch(state, seeds, batches[e], now, data)
     judged = step.judge(task, losses, outputs, data.y_valid)
     if book.record(np.array([0]), judged)[0]:
-      kept = step.unravel(np.asarray(state.weights), weights)
+      kept = jax.tree.map(np.asarray, state.weights)
   return book, kept
 
 
@@ -80,16 +80,6 @@ def test_the_rate_falls_linearly_to_its_last_value():
   np.testing.assert_allclose(rate, 0.1 * (1 - (t - 1) / 10), rtol=1e-5)
   root = schedule.second.reshape(-1)[:10]
   np.testing.assert_allclose(root, 1 / np.sqrt(1 - 0.999**t), rtol=1e-5)
-
-
-def test_ravel_and_unravel_are_inverse():
-  weights = [{"kernel": np.arange(6.0).reshape(2, 3), "bias": np.ones(3)}]
-  flat = step.ravel(weights)
-  assert flat.shape == (9,)
-  for vector in (flat, jnp.asarray(flat)):
-    (again,) = step.unravel(vector, weights)
-    np.testing.assert_array_equal(again["kernel"], weights[0]["kernel"])
-    np.testing.assert_array_equal(again["bias"], weights[0]["bias"])
 
 
 def test_batches_cover_distinct_rows_and_do_not_depend_on_the_number_of_epochs():
