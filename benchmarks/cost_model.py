@@ -2,23 +2,24 @@
 
   python -m benchmarks.cost_model
 
-Trains chains of several shapes, exact and framed, on every core at once, and prints
-what `training.packing` expects of each; then the factors that fit the measurements best
-(those of `packing.IN_TURN` were found like this), and what the time goes to.
+Trains chains of several shapes, exact, framed and in tiles, on every core at once, and
+prints what `training.packing` expects of each; then the factors that fit best (those of
+`packing.IN_TURN` were found like this), and what the time goes to.
 """
 
 import argparse
+import queue
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import nnls
 
-from nasjax.networks import mlp
+from nasjax.networks import mlp, tiled
 from nasjax.spaces.mlp_chain import Dense, Layer
 from nasjax.training import packing, profile, step
 from nasjax.training.losses import get_task
@@ -65,9 +66,15 @@ class Measured(NamedTuple):
 
   shape: str
   program: Program
+  widths: tuple[int, ...]
   seconds: float
   compile_seconds: float
   cost: CostModel
+
+  @property
+  def expected(self) -> float:
+    """Seconds of the epoch."""
+    return self.cost.child_seconds(self.program, self.widths)
 
 
 def main() -> int:
@@ -82,20 +89,18 @@ def main() -> int:
   here = profile.measure()
   print(f"Profile: {here}\n")
   print("| shape | units | exact, ms: measured | expected | framed | expected", end="")
-  print(" | compile, s: exact | expected | framed | expected |")
-  print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+  print(" | in tiles | expected | compile, s: exact | expected", end="")
+  print(" | framed | expected | in tiles | expected |")
+  print("|---|---|" + 12 * "---:|")
   found: list[Measured] = []
   for name in shapes:
     for widths in CHAINS[: options.chains]:
-      two = list(_measure(name, widths, here))
-      found += two
-      runs = [
-        f"{1e3 * one.seconds:.2f} | {1e3 * one.cost.child_seconds(one.program):.2f}"
-        for one in two
-      ]
+      each = list(_measure(name, widths, here))
+      found += each
+      runs = [f"{1e3 * one.seconds:.2f} | {1e3 * one.expected:.2f}" for one in each]
       compiles = [
         f"{one.compile_seconds:.2f} | {one.cost.compile_seconds(one.program):.2f}"
-        for one in two
+        for one in each
       ]
       units = " ".join(map(str, widths))
       print(f"| {name} | {units} | {' | '.join(runs + compiles)} |", flush=True)
@@ -106,9 +111,9 @@ def main() -> int:
 
 
 def _measure(
-  name: str, widths: Sequence[int], here: profile.DeviceProfile
+  name: str, widths: tuple[int, ...], here: profile.DeviceProfile
 ) -> Iterator[Measured]:
-  """The exact program of a chain and the framed one of its own shape."""
+  """The exact program of a chain, the framed one of its own shape, the tiled one."""
   shape = SHAPES[name]
   random = np.random.default_rng(0)
 
@@ -117,7 +122,8 @@ def _measure(
     return x, random.integers(0, shape.classes, count).astype(np.int32)
 
   data = device_data(split(shape.rows), split(shape.valid_rows))
-  programs = Programs(get_task("multiclass"), data, shape.classes)
+  task = get_task("multiclass")
+  programs = Programs(task, data, shape.classes, whole_frame=(512,) * 7)
   layers: tuple[Layer, ...] = tuple(
     Dense(width, _ACTIVATIONS[i % 4]) for i, width in enumerate(widths)
   )
@@ -129,27 +135,41 @@ def _measure(
   cost = CostModel(
     here, shape.features, shape.classes, shape.batch_size, steps, shape.valid_rows
   )
-  for program in (Program(layers, None), Program(None, tuple(widths))):
-    weights, slots = mlp.init(0, layers, shape.features, shape.classes), None
+  weights = mlp.init(0, layers, shape.features, shape.classes)
+  seeds = jnp.zeros(steps, jnp.uint32)
+  for program in (Program(layers, None), Program(None, widths), packing.TILED):
+    state: Any = step.start(weights)
+    slots: Any = None
     if program.frame:
-      weights = mlp.pad(weights, layers, program.frame, shape.classes)
-      slots = mlp.slots_of(layers, program.frame)
-    seeds = jnp.zeros(steps, jnp.uint32)
-    arguments = (step.start(weights), slots, seeds, batches, schedule, data)
-    arguments = jax.tree.map(jnp.asarray, arguments)
+      state = step.start(mlp.pad(weights, layers, widths, shape.classes))
+      slots = mlp.slots_of(layers, widths)
+    elif program == packing.TILED:
+      state = step.start(tiled.pack(weights, programs.bounds))
+      slots = tiled.map_of(layers, programs.bounds)
+    rest = jax.tree.map(jnp.asarray, (slots, seeds, batches, schedule, data))
     start = time.process_time()
-    run = programs.get(program, 0, *arguments).run
+    run = programs.get(program, 0, state, *rest).run
     compile_seconds = time.process_time() - start
-    seconds = profile.seconds_of(run, *arguments, repeats=7)
-    yield Measured(name, program, seconds, compile_seconds, cost)
+    # A tiled program takes over the memory of its state.
+    states: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(profile.cores()):
+      states.put(jax.tree.map(jnp.array, state))
+
+    def epoch(run=run, rest=rest, states=states):
+      after, losses, _ = run(states.get(), *rest)
+      states.put(after)
+      return losses
+
+    seconds = profile.seconds_of(epoch, repeats=7)
+    yield Measured(name, program, widths, seconds, compile_seconds, cost)
 
 
 def _fit(found: Sequence[Measured]) -> None:
   """How far off the model is, and the factors that would be best."""
   seconds = np.array([one.seconds for one in found])
-  expected = np.array([one.cost.child_seconds(one.program) for one in found])
+  expected = np.array([one.expected for one in found])
   print(_quality("Expected over measured", expected / seconds))
-  promised = np.array([one.cost.promised(one.program) for one in found])
+  promised = np.array([one.cost.promised(one.program, one.widths) for one in found])
   factors, _ = nnls(promised / seconds[:, None], np.ones(len(seconds)))
   print(_quality("With the factors below", promised @ factors / seconds))
   print("\n| part | factor | best here |\n|---|---:|---:|")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _GOLDEN = np.uint32(0x9E3779B9)
+_ZERO = np.uint32(0)
 
 
 def seed(key: jax.Array) -> jax.Array:
@@ -37,13 +38,27 @@ def fold(seed: Any, number: Any) -> Any:
     return _mix(_mix(seed) ^ (number * _GOLDEN))
 
 
-def bits(seed: Any, shape: tuple[int, int], xp: ModuleType = jnp) -> Any:
-  """uint32 `[R, C]`; the value at (r, c) is the same for every shape that has it."""
+def bits(
+  seed: Any,
+  shape: tuple[int, int],
+  xp: ModuleType = jnp,
+  first_column: Any = _ZERO,
+) -> Any:
+  """uint32 `[R, C]`; the value at (r, c) is the same for every shape that has it.
+
+  Columns are numbered from `first_column`, a uint32.
+  """
   rows = _mix(xp.arange(shape[0], dtype=np.uint32) ^ seed)
-  columns = xp.arange(shape[1], dtype=np.uint32) * _GOLDEN
+  columns = (first_column + xp.arange(shape[1], dtype=np.uint32)) * _GOLDEN
   return _mix(rows[:, None] + columns[None])
 
 
-def uniform(seed: Any, shape: tuple[int, int], xp: ModuleType = jnp) -> Any:
-  """float32 `[R, C]` in [0, 1), in steps of 2^-24."""
-  return (bits(seed, shape, xp) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+def uniform(
+  seed: Any,
+  shape: tuple[int, int],
+  xp: ModuleType = jnp,
+  first_column: Any = _ZERO,
+) -> Any:
+  """float32 `[R, C]` in [0, 1), in steps of 2^-24; see `bits`."""
+  drawn = bits(seed, shape, xp, first_column) >> np.uint32(8)
+  return drawn.astype(np.float32) * np.float32(2**-24)

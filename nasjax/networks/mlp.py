@@ -141,13 +141,13 @@ def slots_of(layers: tuple[Layer, ...], frame: Frame) -> tuple[Slot, ...]:
   taken = place(dense_widths(layers), frame)
   if taken is None:
     raise ValueError(f"{layers} does not fit into {frame}")
-  dense = {slot: found for slot, found in zip(taken, _with_dropout(layers))}
+  dense = {slot: found for slot, found in zip(taken, with_dropout(layers))}
   return tuple(
     Slot(
       inside=(np.arange(room) < dense[slot][1].width).astype(np.float32),
       used=np.float32(1.0),
       activation=tuple(map(np.float32, ACTIVATION_TERMS[dense[slot][1].activation])),
-      salt=_salt(dense[slot][0]),
+      salt=salt_of(dense[slot][0]),
       kept=np.float32(dense[slot][2]),
     )
     if slot in dense
@@ -162,7 +162,7 @@ def slots_of(layers: tuple[Layer, ...], frame: Frame) -> tuple[Slot, ...]:
   )
 
 
-def _with_dropout(layers: tuple[Layer, ...]) -> list[tuple[int, Dense, float]]:
+def with_dropout(layers: tuple[Layer, ...]) -> list[tuple[int, Dense, float]]:
   """Each dense layer with its position and what the dropout after it keeps.
 
   n dropout layers in a row keep a unit when all of them do, with probability
@@ -178,7 +178,8 @@ def _with_dropout(layers: tuple[Layer, ...]) -> list[tuple[int, Dense, float]]:
   return found
 
 
-def _salt(position: int) -> np.uint32:
+def salt_of(position: int) -> np.uint32:
+  """What sets the dropout after the layer at this position apart."""
   return counter.fold(np.uint32(0), np.uint32(position + 1))
 
 
@@ -240,10 +241,10 @@ def apply(
   Returns:
     `[B, C]` outputs before the loss's own non-linearity.
   """
-  for dense, (position, layer, kept) in zip(weights, _with_dropout(layers)):
+  for dense, (position, layer, kept) in zip(weights, with_dropout(layers)):
     x = _FUNCTIONS[layer.activation](x @ dense["kernel"] + dense["bias"][None])
     if dropout_seed is not None and kept < 1:
-      x = _drop(x, dropout_seed ^ _salt(position), np.float32(kept))
+      x = _drop(x, dropout_seed ^ salt_of(position), np.float32(kept))
   head = weights[-1]
   return x @ head["kernel"] + head["bias"][None]
 
@@ -273,7 +274,7 @@ def apply_framed(
       used = jnp.asarray(slot.used, x.dtype)
       z = _dense(x, layer["kernel"], layer["bias"], used)
     # sigmoid(0) is not 0: what is outside the layer must not reach the next one.
-    x = _activate(z, terms) * jnp.asarray(slot.inside, x.dtype)[None]
+    x = activate(z, terms) * jnp.asarray(slot.inside, x.dtype)[None]
     if dropout_seed is not None:
       x = _drop(x, dropout_seed ^ slot.salt, slot.kept)
   head = weights[-1]
@@ -301,7 +302,7 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp
-def _activate(x: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
+def activate(x: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
   """The activation with those `ACTIVATION_TERMS`, traced."""
   a, b, c, d, e, _, g = terms
   below = jnp.minimum(x, 0.0)
@@ -309,15 +310,19 @@ def _activate(x: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
   return a + b * jnp.tanh(c * x) + line
 
 
+def slope(y: jax.Array, terms: tuple[jax.Array, ...]) -> jax.Array:
+  """The slope of `activate` where its value is `y`."""
+  a, b, _, d, e, f, g = terms
+  return f * (b * b - jnp.square(y - a)) + jnp.where(y > 0, d, e * (y + 1.0) + g)
+
+
 def _activate_forward(x, terms):
-  y = _activate(x, terms)
+  y = activate(x, terms)
   return y, (y, terms)
 
 
 def _activate_backward(residuals, gradient):
-  y, (a, b, _, d, e, f, g) = residuals
-  wave = f * (b * b - jnp.square(y - a))
-  return gradient * (wave + jnp.where(y > 0, d, e * (y + 1.0) + g)), None
+  return gradient * slope(*residuals), None
 
 
-_activate.defvjp(_activate_forward, _activate_backward)
+activate.defvjp(_activate_forward, _activate_backward)

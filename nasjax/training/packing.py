@@ -1,11 +1,13 @@
 """How a round's chains become compiled programs: what to compile, who runs in what.
 
-Three kinds of program train the same child to the same result:
+Four kinds of program train the same child to the same result:
 
 * exact: made for one architecture. No wasted arithmetic, one compilation each.
 * framed: made for a frame (`networks.mlp`). It serves every chain that fits, at the
   price of the frame's arithmetic; one compilation for all of them.
 * the space's own frame, as wide and as deep as it goes: one compilation for everything.
+* tiled: walks over tiles of weights (`networks.tiled`). One compilation for everything,
+  little wasted arithmetic, two to three times the exact program's time; on a CPU.
 
 On a table of a thousand rows a compilation takes longer than a child's training; on
 MNIST it is noise, and a padded product is not. So a cost model decides, child by child,
@@ -21,11 +23,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nasjax.networks.mlp import Frame, dense_widths, place
+from nasjax.networks.tiled import TILE, count_tiles, num_tiles
 from nasjax.spaces.mlp_chain import Layer
 from nasjax.training.profile import DeviceProfile
 
-Layout = Literal["auto", "exact", "bucketed", "padded"]
-LAYOUTS = ("auto", "exact", "bucketed", "padded")
+Layout = Literal["auto", "exact", "bucketed", "padded", "tiled"]
+LAYOUTS = ("auto", "exact", "bucketed", "padded", "tiled")
 
 # A frame that is compiled now also serves later rounds; counting half of its compile
 # time is where the total of simulated searches is lowest (and flat around it).
@@ -43,7 +46,8 @@ class Parts(NamedTuple):
     adam: likewise out of memory.
     activations: reading every unit's value of every row, steps and validation.
     framed_activations: likewise where the activation is traced.
-    kernels: launches.
+    kernels: launches for every layer of a step.
+    turns: those for every tile of a step.
     batch_rows: reading the rows of the steps, wherever they are.
     validation: products of the validation passes.
     valid_rows: reading their rows, one after the other.
@@ -55,19 +59,22 @@ class Parts(NamedTuple):
   activations: float
   framed_activations: float
   kernels: float
+  turns: float
   batch_rows: float
   validation: float
   valid_rows: float
 
 
-IN_TURN = Parts(0.9, 2.5, 0.65, 18, 49, 5.5, 6.3, 0.8, 3.4)
+IN_TURN = Parts(0.9, 2.5, 0.65, 18, 50, 5.5, 11, 6, 0.8, 3)
 """Times what the profile's rates promise, on a CPU whose cores train a child each;
 fitted by `python -m benchmarks.cost_model` (`benchmarks/RESULTS.md`)."""
 
-VMAPPED = Parts(1, 1, 1, 8, 16, 7, 0, 1, 0)
+VMAPPED = Parts(1, 1, 1, 8, 16, 7, 0, 0, 1, 0)
 """Likewise of a population on an accelerator, whose children share the rows."""
 
 _FRAMED_COMPILE = 1.6  # times the compile time of an exact layer
+_TILED_COMPILE = 6  # such layers
+_TURNS = 5  # of a step beside those for every tile
 
 
 class Program(NamedTuple):
@@ -75,7 +82,7 @@ class Program(NamedTuple):
 
   Attributes:
     layers: the one architecture of an exact program, else None.
-    frame: the frame of a framed program, else None.
+    frame: the frame of a framed program, else None. The tiled program has neither.
   """
 
   layers: tuple[Layer, ...] | None
@@ -85,6 +92,9 @@ class Program(NamedTuple):
   def widths(self) -> tuple[int, ...]:
     """Units of its dense layers or slots."""
     return self.frame or tuple(dense_widths(self.layers or ()))
+
+
+TILED = Program(None, None)
 
 
 class Group(NamedTuple):
@@ -118,10 +128,18 @@ class Plan:
   def describe(self) -> str:
     """One line for the log."""
     framed = sum(1 for group in self.groups if group.program.frame)
-    children, inside = sum(len(g.members) for g in self.groups), self.num_framed
+    exact = sum(1 for group in self.groups if group.program.layers)
+    tiled = sum(len(g.members) for g in self.groups if g.program == TILED)
+    kinds = {
+      f"{exact} exact": exact,
+      f"{self.num_framed} in {framed} framed programs": framed,
+      f"{tiled} in tiles": tiled,
+    }
+    children = sum(len(group.members) for group in self.groups)
+    where = ", ".join(kind for kind, there in kinds.items() if there)
     return (
-      f"{children} children: {children - inside} exact, {inside} in {framed} "
-      f"framed programs; {self.num_new} of {len(self.groups)} programs to compile "
+      f"{children} children: {where}; "
+      f"{self.num_new} of {len(self.groups)} programs to compile "
       f"(about {self.compile_seconds:.1f} s of compiling, {self.run_seconds:.1f} s "
       f"of training)"
     )
@@ -140,6 +158,7 @@ class CostModel:
     valid_rows: seen in all epochs together.
     vmapped: the children of a framed program are one population (accelerators), whose
       kernels are launched once for all; else each runs by itself.
+    tiled: whether the tiled program can be used.
   """
 
   profile: DeviceProfile
@@ -149,10 +168,13 @@ class CostModel:
   train_steps: int
   valid_rows: int
   vmapped: bool = False
+  tiled: bool = False
 
   def compile_seconds(self, program: Program) -> float:
     """Expected time to trace and compile a program."""
     layers = (len(program.widths) + 1) * (_FRAMED_COMPILE if program.frame else 1.0)
+    if program == TILED:
+      layers = _TILED_COMPILE
     return self.profile.compile_base + self.profile.compile_layer * layers
 
   def shared_seconds(self, program: Program) -> float:
@@ -160,37 +182,53 @@ class CostModel:
     shared = self.vmapped and program.frame
     return self.parts(program).kernels if shared else 0.0
 
-  def child_seconds(self, program: Program) -> float:
-    """Expected time that each child adds to its group, every epoch run."""
-    return sum(self.parts(program)) - self.shared_seconds(program)
+  def child_seconds(self, program: Program, widths: Sequence[int] = ()) -> float:
+    """Expected time that each child adds to its group, every epoch run.
 
-  def parts(self, program: Program) -> Parts:
+    Args:
+      program: that it runs in.
+      widths: of its layers; only the tiled program depends on them.
+    """
+    return sum(self.parts(program, widths)) - self.shared_seconds(program)
+
+  def parts(self, program: Program, widths: Sequence[int] = ()) -> Parts:
     """Expected seconds of one child by itself, every epoch run."""
     factors = VMAPPED if self.vmapped else IN_TURN
-    return Parts(*(f * s for f, s in zip(factors, self.promised(program))))
+    promised = self.promised(program, widths)
+    return Parts(*(factor * seconds for factor, seconds in zip(factors, promised)))
 
-  def promised(self, program: Program) -> Parts:
+  def promised(self, program: Program, widths: Sequence[int] = ()) -> Parts:
     """The same if everything ran at the profile's rates."""
-    profile = self.profile
-    sizes = [self.num_features, *program.widths, self.num_outputs]
+    profile, tiled = self.profile, program == TILED
+    sizes = [self.num_features, *(widths if tiled else program.widths)]
+    turns = 0
+    if tiled:
+      out_tiles, tiles = count_tiles(widths, self.num_features)
+      turns = out_tiles + tiles + _TURNS
+      sizes = [TILE * num_tiles(size) for size in sizes]
+    units = sum(sizes[1:])
+    sizes.append(self.num_outputs)
     products = [i * o for i, o in zip(sizes[:-1], sizes[1:])]
     params = sum(products) + sum(sizes[1:])
     train_rows = self.train_steps * self.batch_size
-    # Forward, weight gradient, and the input's gradient of all layers but the first.
-    per_row = 2 * (3 * sum(products) - products[0])
+    # Forward, weight gradient, and the input's gradient of all layers but the first
+    # (a tiled program has that too).
+    per_row = 2 * (3 * sum(products) - (0 if tiled else products[0]))
     # Weight, gradient and two moments: what does not stay in a cache of two megabytes
     # comes from memory at every step. Adam reads all four and writes three.
     cached = 16 * params < _CACHE_BYTES and not self.vmapped
     adam = 28 * params * self.train_steps
-    values = 4 * sum(program.widths) * (2 * train_rows + self.valid_rows)
+    values = 4 * units * (2 * train_rows + self.valid_rows)
+    traced = program.layers is None
     row = 4 * self.num_features
     return Parts(
       products=train_rows * per_row / profile.flops,
       adam_cached=adam * cached / profile.bandwidth,
       adam=adam * (not cached) / profile.memory_bandwidth,
-      activations=values * (program.frame is None) / profile.bandwidth,
-      framed_activations=values * (program.frame is not None) / profile.bandwidth,
-      kernels=self.train_steps * (len(sizes) - 1) * profile.launch,
+      activations=values * (not traced) / profile.bandwidth,
+      framed_activations=values * traced / profile.bandwidth,
+      kernels=self.train_steps * (0 if tiled else len(sizes) - 1) * profile.launch,
+      turns=self.train_steps * turns * profile.launch,
       batch_rows=row * train_rows / profile.memory_bandwidth,
       validation=self.valid_rows * 2 * sum(products) / profile.flops,
       valid_rows=row * self.valid_rows / profile.memory_bandwidth,
@@ -225,8 +263,8 @@ def make_plan(
     chains: the layers of each child.
     known: programs compiled before.
     cost: what things cost here.
-    layout: "exact", "bucketed" and "padded" allow one kind of program only; "auto"
-      takes whatever is cheapest.
+    layout: "exact", "bucketed", "padded" and "tiled" allow one kind of program only;
+      "auto" takes whatever is cheapest.
     whole_frame: the frame that holds the whole space.
   """
   known = set(known)
@@ -235,6 +273,8 @@ def make_plan(
     choice = exact
   elif layout == "padded":
     choice = [Program(None, whole_frame)] * len(chains)
+  elif layout == "tiled":
+    choice = [TILED] * len(chains)
   else:
     choice = _cheapest(exact, known, cost, whole_frame, layout == "auto")
   members: dict[Program, list[int]] = {}
@@ -245,7 +285,10 @@ def make_plan(
     groups=tuple(Group(program, tuple(found)) for program, found in members.items()),
     num_new=len(new),
     compile_seconds=sum(map(cost.compile_seconds, new)),
-    run_seconds=sum(map(cost.child_seconds, choice))
+    run_seconds=sum(
+      cost.child_seconds(program, dense_widths(chain))
+      for program, chain in zip(choice, chains)
+    )
     + sum(map(cost.shared_seconds, members)),
   )
 
@@ -266,15 +309,14 @@ def _cheapest(
   frames |= {shape for shape, n in zip(shapes, count) if n > 1}
   frames |= {program.frame for program in known if program.frame}
   candidates = [Program(None, frame) for frame in sorted(frames)]
-  run = np.array(
-    [
-      [
-        cost.child_seconds(program) if place(shape, program.widths) else np.inf
-        for shape in shapes
-      ]
-      for program in candidates
-    ]
-  )[:, index]
+  candidates += [TILED] * (cost.tiled and exact_allowed)
+
+  def seconds(program: Program, shape: tuple[int, ...]) -> float:
+    fits = program == TILED or place(shape, program.widths)
+    return cost.child_seconds(program, shape) if fits else np.inf
+
+  run = np.array([[seconds(p, shape) for shape in shapes] for p in candidates])
+  run = run[:, index]
   shared = np.array([cost.shared_seconds(program) for program in candidates])
   opening = shared + [
     0.0 if program in known else cost.compile_seconds(program) * _FRAME_SHARE

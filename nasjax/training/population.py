@@ -26,12 +26,12 @@ from jax.sharding import Mesh
 from nasjax.core import counter
 from nasjax.core import keys as keys_lib
 from nasjax.core.types import InputError
-from nasjax.networks import mlp
+from nasjax.networks import mlp, tiled
 from nasjax.spaces.mlp_chain import Layer, MLPChain
 from nasjax.training import packing
 from nasjax.training import profile as profile_lib
 from nasjax.training.losses import Task
-from nasjax.training.packing import LAYOUTS, Group, Layout, Plan, Program
+from nasjax.training.packing import LAYOUTS, TILED, Group, Layout, Plan, Program
 from nasjax.training.programs import Programs
 from nasjax.training.step import (
   DeviceData,
@@ -100,14 +100,15 @@ class _Round(NamedTuple):
     step = np.arange(self.schedule.first.size, dtype=np.uint32)
     return counter.fold(self.dropout_seeds[i], step)
 
-  def weights(self, i: int, program: Program, sizes: tuple[int, int]) -> mlp.Weights:
+  def weights(self, i: int, program: Program, bounds: tiled.Bounds) -> Any:
     """A child's weights before training, in the form of the program."""
+    sizes = bounds.features, bounds.outputs
     weights = mlp.init(self.init_seeds[i], self.layers[i], *sizes)
     if self.load:
       weights = self.load(self.layers[i], weights)
     if program.frame:
-      weights = mlp.pad(weights, self.layers[i], program.frame, sizes[1])
-    return weights
+      return mlp.pad(weights, self.layers[i], program.frame, bounds.outputs)
+    return tiled.pack(weights, bounds) if program == TILED else weights
 
 
 def population_trainer(
@@ -171,18 +172,23 @@ def population_trainer(
       keys_lib.for_genotypes(key, genotypes)
     )
   )
+  whole = (space.max_width,) * (space.length - 1)
   programs = Programs(
     task,
     data,
     num_outputs,
     _mesh(num_devices),
     None if compute_dtype == "float32" else jnp.dtype(compute_dtype),
+    whole,
   )
   limit = memory_limit_gb * 1e9 if memory_limit_gb else _free_bytes()
   # On a CPU a vmapped product is slow, so children take turns; anywhere else, and over
   # several devices, all of them are one program.
   in_turn = jax.default_backend() == "cpu" and programs.mesh is None
   vmapped = layout == "padded" or not in_turn
+  tiles = in_turn and compute_dtype == "float32"
+  if layout == "tiled" and not tiles:
+    raise InputError("the layout tiled is for one CPU and float32")
   cost: packing.CostModel | None = None
 
   def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
@@ -200,8 +206,8 @@ def population_trainer(
         train_steps=steps,
         valid_rows=epochs * data.x_valid.shape[0],
         vmapped=vmapped,
+        tiled=tiles,
       )
-    whole = (space.max_width,) * (space.length - 1)
     return packing.make_plan(chains, programs.known(), cost, layout, whole)
 
   def train(
@@ -311,13 +317,16 @@ def _run(
 
 
 def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> Child:
-  """Trains child i by itself, in an exact or a framed program."""
-  weights = work.weights(i, program, programs.sizes)
-  seeds = work.step_seeds(i)
-  slots = mlp.slots_of(work.layers[i], program.frame) if program.frame else None
+  """Trains child i by itself, in a program that is not vmapped."""
+  layers, seeds = work.layers[i], work.step_seeds(i)
+  slots: Any = None
+  if program.frame:
+    slots = mlp.slots_of(layers, program.frame)
+  elif program == TILED:
+    slots = tiled.map_of(layers, programs.bounds)
+  state = start(work.weights(i, program, programs.bounds))
   num_epochs, data = len(work.batches), programs.data
   book = EarlyStopping(1, num_epochs, work.hyper)
-  state = start(weights)
   best, me = None, np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
@@ -327,10 +336,13 @@ def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> C
     inputs = work.inputs(epoch, seeds)
     state, losses, outputs = epoch_of(state, slots, *inputs, data)
     if book.record(me, programs.judge(losses, outputs, data.y_valid))[0]:
+      # The next epoch takes over the memory of a tiled state.
       best = state.weights
+      if program == TILED:
+        best = tiled.cut(best, layers, programs.bounds)
   seconds = time.perf_counter() - begin
   best = jax.tree.map(np.asarray, best)
-  return _child(work.layers[i], program, book, 0, best, seconds)
+  return _child(layers, program, book, 0, best, seconds)
 
 
 def train_together(
@@ -355,7 +367,7 @@ def train_together(
   # For a part, what was too wide is compiled by now.
   width = width if is_part else programs.fitting(program, width)
   current = np.resize(np.arange(len(members)), width)  # repeats are dummies
-  template = work.weights(members[0], program, programs.sizes)
+  template = work.weights(members[0], program, programs.bounds)
   num_weights = sum(leaf.size for leaf in jax.tree.leaves(template))
   all_seeds = np.stack([work.step_seeds(i) for i in members])
   each = [mlp.slots_of(work.layers[i], program.frame) for i in members]
@@ -396,7 +408,7 @@ def train_together(
     lambda leaf: np.empty((width, *leaf.shape), np.float32), template
   )
   for row, member in enumerate(current):
-    weights = work.weights(members[member], program, programs.sizes)
+    weights = work.weights(members[member], program, programs.bounds)
     jax.tree.map(lambda all_, one, row=row: all_.__setitem__(row, one), fresh, weights)
   state = start(fresh)
   book = EarlyStopping(len(members), num_epochs, work.hyper)

@@ -11,9 +11,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax.networks import mlp
+from nasjax.networks.mlp import Frame
+from nasjax.networks.tiled import Bounds
 from nasjax.training.losses import Task
-from nasjax.training.packing import Program
+from nasjax.training.packing import TILED, Program
 from nasjax.training.step import WHOLE_PASS_ROWS, DeviceData, judge, make_epoch
+from nasjax.training.tiled_epoch import make_tiled_epoch
 
 _FEWEST_VALID_ROWS = 512
 
@@ -40,6 +43,7 @@ class Programs:
     sizes: (F, C).
     judge: the program that judges an epoch of one child.
     mesh: over which populations are sharded; None for one device.
+    bounds: of the space's chains, for the tiled program.
     one_population: a lock, held while a vmapped population is trained.
   """
 
@@ -50,8 +54,11 @@ class Programs:
     num_outputs: int,
     mesh: Mesh | None = None,
     compute_dtype: Any = None,
+    whole_frame: Frame = (1,),
   ) -> None:
     self.sizes = (data.x_train.shape[1], num_outputs)
+    features, outputs = self.sizes
+    self.bounds = Bounds(features, max(whole_frame), len(whole_frame), outputs)
     self.judge = jax.jit(functools.partial(judge, task))
     self.mesh = mesh
     self.data = data
@@ -118,8 +125,9 @@ class Programs:
     if width:
       epoch = self._of_population(epoch)
     options_of_jit: Any = {}
-    if width:
-      # A population fills the memory: its state is replaced, not held twice.
+    if width or program == TILED:
+      # A population fills the memory: its state is replaced, not held twice. That of a
+      # tiled program has room for the largest chain and would be copied every epoch.
       options_of_jit["donate_argnums"] = 0
     if width and self.mesh is not None:
       split = NamedSharding(self.mesh, PartitionSpec("population"))
@@ -140,8 +148,10 @@ class Programs:
   def _epoch(self, program: Program, width: int) -> Callable:
     """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.
 
-    Exact programs have no slots.
+    Exact programs have no slots; a tiled one has a map instead.
     """
+    if program == TILED:
+      return make_tiled_epoch(self._task, self.bounds)
 
     def epoch(state, slots, *rest):
       def apply(weights, x, seed):

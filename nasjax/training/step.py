@@ -7,6 +7,7 @@ and which epoch was the best, is decided on the host from three numbers a child
 it would cost a third of the compile time, and a child that is done costs nothing more.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -152,6 +153,17 @@ def predict(
   return jnp.concatenate([before, outputs[-1, -left:]])
 
 
+def adam(
+  sizes: Schedule, weight: Any, first: Any, second: Any, gradient: Any
+) -> tuple[Any, Any, Any]:
+  """A weight and its two moments after a step (Kingma and Ba 2015, algorithm 1)."""
+  mean_decay, square_decay = ADAM_DECAYS
+  first = mean_decay * first + (1 - mean_decay) * gradient
+  second = square_decay * second + (1 - square_decay) * gradient * gradient
+  update = sizes.first * first / (jnp.sqrt(second) * sizes.second + ADAM_EPSILON)
+  return weight - update, first, second
+
+
 def make_epoch(
   apply: Callable[..., jax.Array],
   task: Task,
@@ -172,7 +184,6 @@ def make_epoch(
     outputs [M, C])`: S steps of Adam (Kingma and Ba 2015, algorithm 1) on those rows,
     each with its own uint32 seed for dropout, then the outputs on the validation rows.
   """
-  mean_decay, square_decay = ADAM_DECAYS
 
   def epoch(state: TrainState, seeds, rows, schedule: Schedule, data: DeviceData):
     def outputs_of(parts, x, seed):
@@ -191,13 +202,7 @@ def make_epoch(
       rows, seed, sizes = inputs
       loss, gradient = jax.value_and_grad(batch_loss)(state.weights, rows, seed)
 
-      def adam(weight, first, second, gradient):
-        first = mean_decay * first + (1 - mean_decay) * gradient
-        second = square_decay * second + (1 - square_decay) * gradient * gradient
-        update = sizes.first * first / (jnp.sqrt(second) * sizes.second + ADAM_EPSILON)
-        return weight - update, first, second
-
-      moved = jax.tree.map(adam, *state, gradient)
+      moved = jax.tree.map(functools.partial(adam, sizes), *state, gradient)
       parts = (
         jax.tree.map(lambda _, new, i=i: new[i], gradient, moved) for i in range(3)
       )

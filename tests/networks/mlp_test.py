@@ -71,7 +71,7 @@ def test_dropout_keeps_the_mean_and_the_rate(kept):
 
 
 def test_dropout_layers_in_a_row_are_one_with_the_product_of_their_rates():
-  twice = mlp._with_dropout(layers_of("5 tanh - dropout 0.2 - dropout 0.2 - 5 relu"))
+  twice = mlp.with_dropout(layers_of("5 tanh - dropout 0.2 - dropout 0.2 - 5 relu"))
   assert [kept for _, _, kept in twice] == [pytest.approx(0.64), 1.0]
 
 
@@ -143,7 +143,7 @@ def test_the_traced_activation_and_its_slope(name):
   terms = tuple(map(np.float32, mlp.ACTIVATION_TERMS[name]))
   x = jnp.linspace(-3.0, 3.0, 31)
   expected, slope = jax.vjp(mlp._FUNCTIONS[name], x)
-  got, got_slope = jax.vjp(lambda v: mlp._activate(v, terms), x)
+  got, got_slope = jax.vjp(lambda v: mlp.activate(v, terms), x)
   np.testing.assert_allclose(got, expected, atol=1e-6)
   away = np.abs(x) > 1e-6  # at 0 a relu has any slope between 0 and 1
   ones = jnp.ones_like(x)

@@ -7,7 +7,7 @@ from nasjax.core.types import InputError
 from nasjax.networks.mlp import dense_widths, place
 from nasjax.spaces.mlp_chain import Dense, Dropout
 from nasjax.training import packing, profile
-from nasjax.training.packing import CostModel, Program, make_plan
+from nasjax.training.packing import TILED, CostModel, Program, make_plan
 
 PROFILE = profile.DeviceProfile(
   flops=5e10,
@@ -37,6 +37,10 @@ def random_chains(count, seed=0):
   ]
 
 
+def kind(program):
+  return "tiled" if program == TILED else "framed" if program.frame else "exact"
+
+
 def check(plan, chains):
   """Every child is in one group whose program can train it."""
   assert sorted(i for g in plan.groups for i in g.members) == list(range(len(chains)))
@@ -44,7 +48,7 @@ def check(plan, chains):
     for i in group.members:
       if group.program.frame:
         assert place(dense_widths(chains[i]), group.program.frame) is not None
-      else:
+      elif group.program != TILED:
         assert group.program.layers == chains[i]
 
 
@@ -53,10 +57,10 @@ def test_plans_are_partitions_that_fit(layout):
   chains = random_chains(40)
   plan = make_plan(chains, (), cost(), layout, WHOLE)
   check(plan, chains)
-  kinds = {bool(group.program.frame) for group in plan.groups}
-  assert kinds <= {"exact": {False}, "bucketed": {True}, "padded": {True}}.get(
-    layout, {True, False}
-  )
+  kinds = {kind(group.program) for group in plan.groups}
+  every = {"exact", "framed", "tiled"}
+  framed = {"bucketed": {"framed"}, "padded": {"framed"}}
+  assert kinds <= {**framed, "exact": {"exact"}, "tiled": {"tiled"}}.get(layout, every)
   assert plan.num_new == len(plan.groups)
   assert f"{len(chains)} children" in plan.describe()
 
@@ -75,7 +79,7 @@ def test_auto_is_never_dearer_than_one_kind_alone():
     total = {
       layout: plan.compile_seconds + plan.run_seconds
       for layout in packing.LAYOUTS
-      for plan in [make_plan(chains, (), cost(), layout, WHOLE)]
+      for plan in [make_plan(chains, (), cost(tiled=True), layout, WHOLE)]
     }
     # A frame's compile time counts half in the decision: it serves later rounds too.
     assert total["auto"] <= 1.25 * min(total.values())

@@ -48,14 +48,14 @@ def same(a, b, tolerance=0.0):
 @pytest.mark.parametrize("name", ["iris", "breast_cancer", "diabetes"])
 def test_layouts_agree_on_every_task(name):
   exact = trainer(name)(jax.random.key(0), GENOTYPES, HYPER)
-  for layout in ("auto", "bucketed", "padded"):
+  for layout in ("auto", "bucketed", "padded", "tiled"):
     other = trainer(name, layout)(jax.random.key(0), GENOTYPES, HYPER)
     for a, b in zip(exact, other, strict=True):
       assert a.epochs_run == b.epochs_run and a.layers == b.layers
       same(a, b, 2e-4)
 
 
-@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded"])
+@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded", "tiled"])
 def test_a_child_does_not_depend_on_its_neighbours(layout):
   train = trainer(layout=layout)
   children = train(jax.random.key(0), GENOTYPES, HYPER)
@@ -68,7 +68,7 @@ def test_a_child_does_not_depend_on_its_neighbours(layout):
   assert np.abs(other[0].valid_loss - children[0].valid_loss).max() > 1e-4
 
 
-@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded"])
+@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded", "tiled"])
 def test_compiles_once(layout):
   train = trainer(layout=layout)
   train(jax.random.key(0), GENOTYPES, HYPER)
