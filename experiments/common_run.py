@@ -279,6 +279,7 @@ def _metrics(each: Round, label: str, watch: _Watch) -> dict[str, float]:
     values |= {
       "plan_programs": len(watch.plan.groups),
       "plan_framed_children": watch.plan.num_framed,
+      "plan_tiled_children": watch.plan.num_tiled,
       "plan_new_programs": watch.plan.num_new,
       "plan_compile_seconds": watch.plan.compile_seconds,
       "plan_run_seconds": watch.plan.run_seconds,

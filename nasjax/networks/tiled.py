@@ -44,6 +44,11 @@ class Bounds(NamedTuple):
   outputs: int
 
   @property
+  def bytes(self) -> int:
+    """Of the state of one child: weights and two moments, whatever its chain."""
+    return 3 * 4 * TILE**2 * self.kernel_tiles
+
+  @property
   def in_tiles(self) -> int:
     """Tiles of the features."""
     return num_tiles(self.features)

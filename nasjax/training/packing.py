@@ -125,17 +125,21 @@ class Plan:
     """Children that run in framed programs."""
     return sum(len(group.members) for group in self.groups if group.program.frame)
 
+  @property
+  def num_tiled(self) -> int:
+    """Children that run in the tiled program."""
+    return sum(len(g.members) for g in self.groups if g.program == TILED)
+
   def describe(self) -> str:
     """One line for the log."""
     framed = sum(1 for group in self.groups if group.program.frame)
-    exact = sum(1 for group in self.groups if group.program.layers)
-    tiled = sum(len(g.members) for g in self.groups if g.program == TILED)
+    children = sum(len(group.members) for group in self.groups)
+    exact = children - self.num_framed - self.num_tiled
     kinds = {
       f"{exact} exact": exact,
       f"{self.num_framed} in {framed} framed programs": framed,
-      f"{tiled} in tiles": tiled,
+      f"{self.num_tiled} in tiles": self.num_tiled,
     }
-    children = sum(len(group.members) for group in self.groups)
     where = ", ".join(kind for kind, there in kinds.items() if there)
     return (
       f"{children} children: {where}; "

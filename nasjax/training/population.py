@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
-from jax.sharding import Mesh
 
 from nasjax.core import counter
 from nasjax.core import keys as keys_lib
@@ -32,7 +31,7 @@ from nasjax.training import packing
 from nasjax.training import profile as profile_lib
 from nasjax.training.losses import Task
 from nasjax.training.packing import LAYOUTS, TILED, Group, Layout, Plan, Program
-from nasjax.training.programs import Programs
+from nasjax.training.programs import MOST_TILE_BYTES, Programs, population_mesh
 from nasjax.training.step import (
   DeviceData,
   EarlyStopping,
@@ -177,7 +176,7 @@ def population_trainer(
     task,
     data,
     num_outputs,
-    _mesh(num_devices),
+    population_mesh(num_devices),
     None if compute_dtype == "float32" else jnp.dtype(compute_dtype),
     whole,
   )
@@ -186,9 +185,11 @@ def population_trainer(
   # several devices, all of them are one program.
   in_turn = jax.default_backend() == "cpu" and programs.mesh is None
   vmapped = layout == "padded" or not in_turn
-  tiles = in_turn and compute_dtype == "float32"
-  if layout == "tiled" and not tiles:
-    raise InputError("the layout tiled is for one CPU and float32")
+  if layout == "tiled" and not programs.can_tile:
+    raise InputError(
+      "the layout tiled is for one CPU, float32 and a space whose largest chain takes "
+      f"less than {MOST_TILE_BYTES >> 20} MiB"
+    )
   cost: packing.CostModel | None = None
 
   def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
@@ -206,7 +207,7 @@ def population_trainer(
         train_steps=steps,
         valid_rows=epochs * data.x_valid.shape[0],
         vmapped=vmapped,
-        tiled=tiles,
+        tiled=programs.can_tile,
       )
     return packing.make_plan(chains, programs.known(), cost, layout, whole)
 
@@ -240,18 +241,6 @@ def population_trainer(
     return _run(programs, the_plan, work, together if vmapped else None, on_child)
 
   return train
-
-
-def _mesh(num_devices: int | None) -> Mesh | None:
-  """The devices as one axis; None when there is but one."""
-  devices = jax.devices()
-  if num_devices is not None and not 1 <= num_devices <= len(devices):
-    raise InputError(
-      f"mesh.population must be between 1 and {len(devices)}, the devices that there "
-      f"are; got {num_devices}"
-    )
-  devices = devices[:num_devices]
-  return Mesh(np.array(devices), ("population",)) if len(devices) > 1 else None
 
 
 def _free_bytes() -> float:

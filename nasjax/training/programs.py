@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nasjax.core.types import InputError
 from nasjax.networks import mlp
 from nasjax.networks.mlp import Frame
 from nasjax.networks.tiled import Bounds
@@ -19,6 +21,8 @@ from nasjax.training.step import WHOLE_PASS_ROWS, DeviceData, judge, make_epoch
 from nasjax.training.tiled_epoch import make_tiled_epoch
 
 _FEWEST_VALID_ROWS = 512
+MOST_TILE_BYTES = 2**28
+"""Of a state in tiles, which has room for the largest chain of the space."""
 
 
 class Compiled(NamedTuple):
@@ -73,6 +77,13 @@ class Programs:
     if self.mesh is None:
       return self.data
     return jax.device_put(self.data, NamedSharding(self.mesh, PartitionSpec()))
+
+  @property
+  def can_tile(self) -> bool:
+    """Whether the tiled program can be used: on one CPU, in float32, in a space whose
+    largest chain is not huge."""
+    one_cpu = jax.default_backend() == "cpu" and self.mesh is None
+    return one_cpu and self._dtype is None and self.bounds.bytes < MOST_TILE_BYTES
 
   def known(self) -> set[Program]:
     """Programs compiled before."""
@@ -175,3 +186,19 @@ class Programs:
       return state, judge(self._task, losses, outputs, data.y_valid)
 
     return jax.vmap(judged, in_axes=(0, 0, 0, None, None, None))
+
+
+def population_mesh(num_devices: int | None) -> Mesh | None:
+  """The devices as one axis; None when there is but one.
+
+  Raises:
+    InputError: when there are not so many.
+  """
+  devices = jax.devices()
+  if num_devices is not None and not 1 <= num_devices <= len(devices):
+    raise InputError(
+      f"mesh.population must be between 1 and {len(devices)}, the devices that there "
+      f"are; got {num_devices}"
+    )
+  devices = devices[:num_devices]
+  return Mesh(np.array(devices), ("population",)) if len(devices) > 1 else None

@@ -10,6 +10,8 @@ def test_a_small_draw_is_a_corner_of_a_large_one_on_host_and_device():
   small, large = counter.bits(seed, (3, 5)), counter.bits(seed, (30, 70))
   np.testing.assert_array_equal(small, large[:3, :5])
   np.testing.assert_array_equal(counter.bits(np.uint32(seed), (30, 70), np), large)
+  part = counter.bits(seed, (3, 5), first_column=np.uint32(64))
+  np.testing.assert_array_equal(part, large[:3, 64:69])
   for step in (0, 7, 2**31):
     on_host = counter.fold(np.uint32(seed), np.uint32(step))
     assert int(counter.fold(seed, jnp.uint32(step))) == int(on_host)

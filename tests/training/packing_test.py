@@ -73,6 +73,24 @@ def test_compiling_decides_on_a_small_table_and_arithmetic_on_a_large_one():
   assert all(group.program.layers for group in large.groups)
 
 
+def test_different_chains_on_a_small_table_share_the_tiled_program():
+  chains = random_chains(20)
+  small = make_plan(chains, (), cost(steps=100, tiled=True), "auto", WHOLE)
+  tiled = next(group for group in small.groups if group.program == TILED)
+  assert (
+    len(tiled.members) > 10 and f"{len(tiled.members)} in tiles" in small.describe()
+  )
+  # It is compiled once: in the next round it costs nothing but its time.
+  later = make_plan(
+    random_chains(5, seed=1), {TILED}, cost(100, tiled=True), "auto", WHOLE
+  )
+  assert TILED in {group.program for group in later.groups} and later.num_new == 0
+  large = make_plan(chains, (), cost(steps=300_000, tiled=True), "auto", WHOLE)
+  assert all(group.program.layers for group in large.groups)
+  without = make_plan(chains, (), cost(steps=100), "auto", WHOLE)
+  assert TILED not in {group.program for group in without.groups}
+
+
 def test_auto_is_never_dearer_than_one_kind_alone():
   for seed in range(5):
     chains = random_chains(15, seed)

@@ -193,6 +193,8 @@ def test_settings_that_cannot_be_are_refused():
   for options in (*wrong, {"num_devices": 0}, {"num_devices": 99}):
     with pytest.raises(InputError):
       trainer(**options)
+  with pytest.raises(InputError, match="float32"):
+    trainer(layout="tiled", compute_dtype="bfloat16")
 
 
 def test_retraining_learns_and_tests_on_the_test_split():
