@@ -7,7 +7,7 @@ Adam moves) is measured between them. The campaigns are whole jobs from a cold s
 timed one after the other.
 
 Command: python run.py --experiment=throughput      (peers: pip install -e ".[peers]")
-Result: benchmarks/RESULTS.md; the campaigns are not yet measured on an idle machine.
+Result: benchmarks/RESULTS.md.
 """
 
 import dataclasses
