@@ -213,10 +213,9 @@ def pack(exact: mlp.Weights, bounds: Bounds) -> TiledWeights:
   )
   for layer, tiles in zip(exact[:-1], _layers(weights, _sizes(exact))):
     for part, (kernel, bias) in tiles:
-      cut = layer["kernel"][part]
-      kernel[: cut.shape[0], : cut.shape[1]] = cut
-      cut = layer["bias"][part[1]]
-      bias[: len(cut)] = cut
+      whole = layer["kernel"][part]
+      kernel[: whole.shape[0], : whole.shape[1]] = whole
+      bias[: whole.shape[1]] = layer["bias"][part[1]]
   head = exact[-1]
   weights.head[: len(head["kernel"])] = head["kernel"]
   weights.head_bias[:] = head["bias"]
@@ -281,7 +280,7 @@ def put(array: jax.Array, block: jax.Array, place: Any) -> jax.Array:
 
 
 def as_tiles(x: jax.Array) -> jax.Array:
-  """`[B, N]` as `[N / T B, T]`, tile under tile, filled up with zeros."""
+  """`[B, N]` as `[N B / T, T]`, tile under tile, filled up with zeros."""
   batch, units = x.shape
   tiles = num_tiles(units)
   x = jnp.pad(x, ((0, 0), (0, tiles * TILE - units)))
