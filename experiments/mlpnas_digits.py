@@ -4,7 +4,7 @@ Reproduces the survey's system (sections 4 and 5) on 1,797 images of 8 x 8 pixel
 
 Command: python run.py --experiment=mlpnas_digits
 Result: mean test over seeds 0 to 4 0.9856, random search 0.9867, scikit-learn 0.9794,
-in 61 to 73 seconds on two idle CPU cores, cold, with the control.
+in 60 to 73 seconds on two idle CPU cores, cold, with the control (48 warm).
 """
 
 import dataclasses
