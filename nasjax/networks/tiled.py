@@ -5,7 +5,8 @@ kernel is cut into tiles of 64 x 64, and a program walks over those that the cha
 how many there are, and which activations each one reads, are numbers in a map that the
 host makes. Nothing is compiled for an architecture, and nothing is padded but the rim
 of the last tile. The price is the walking, two to three times the time of the exact
-program on a CPU: the form for tables on which compiling takes longer than training.
+program on a CPU, eight times for tiny chains: the form for tables on which compiling
+takes longer than training.
 (Grouping products of unequal shapes into equal tiles is what MegaBlocks does for
 experts; Gale et al. 2023.)
 

@@ -7,7 +7,7 @@ Four kinds of program train the same child to the same result:
   price of the frame's arithmetic; one compilation for all of them.
 * the space's own frame, as wide and as deep as it goes: one compilation for everything.
 * tiled: walks over tiles of weights (`networks.tiled`). One compilation for everything,
-  little wasted arithmetic, two to three times the exact program's time; on a CPU.
+  little wasted arithmetic, two to eight times the exact program's time; on a CPU.
 
 On a table of a thousand rows a compilation takes longer than a child's training; on
 MNIST it is noise, and a padded product is not. So a cost model decides, child by child,

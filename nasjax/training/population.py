@@ -183,8 +183,7 @@ def population_trainer(
   limit = memory_limit_gb * 1e9 if memory_limit_gb else _free_bytes()
   # On a CPU a vmapped product is slow, so children take turns; anywhere else, and over
   # several devices, all of them are one program.
-  in_turn = jax.default_backend() == "cpu" and programs.mesh is None
-  vmapped = layout == "padded" or not in_turn
+  vmapped = layout == "padded" or not programs.on_one_cpu
   if layout == "tiled" and not programs.can_tile:
     raise InputError(
       "the layout tiled is for one CPU, float32 and a space whose largest chain takes "
@@ -197,7 +196,7 @@ def population_trainer(
     if cost is None:
       # One kind of program leaves nothing to weigh, so any profile will do.
       given = device_profile
-      if given is None and layout in ("exact", "padded"):
+      if given is None and layout in ("exact", "padded", "tiled"):
         given = profile_lib.ANY
       cost = packing.CostModel(
         profile=given or profile_lib.load_or_measure(),

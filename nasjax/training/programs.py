@@ -79,11 +79,16 @@ class Programs:
     return jax.device_put(self.data, NamedSharding(self.mesh, PartitionSpec()))
 
   @property
+  def on_one_cpu(self) -> bool:
+    """Whether children take turns: a vmapped product is slow there."""
+    return jax.default_backend() == "cpu" and self.mesh is None
+
+  @property
   def can_tile(self) -> bool:
     """Whether the tiled program can be used: on one CPU, in float32, in a space whose
     largest chain is not huge."""
-    one_cpu = jax.default_backend() == "cpu" and self.mesh is None
-    return one_cpu and self._dtype is None and self.bounds.bytes < MOST_TILE_BYTES
+    small = self.bounds.bytes < MOST_TILE_BYTES
+    return self.on_one_cpu and self._dtype is None and small
 
   def known(self) -> set[Program]:
     """Programs compiled before."""
