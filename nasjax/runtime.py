@@ -455,6 +455,7 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
   paths += (folder / "tensorboard").glob("events.out.tfevents.*")
   if everything:
     paths.append(folder / _LOG)
+    paths += (folder / "parts").glob("*/*.npz")
     for name in _RECORDS:
       numbered = folder.glob(f"{name}.*.jsonl")
       paths += [path for path in numbered if path.suffixes[0][1:].isdigit()]

@@ -1,15 +1,27 @@
-"""The search: a strategy and an estimator, round after round."""
+"""The search: a strategy and an estimator, round after round.
 
+`run` is the loop for estimators that train; `run_compiled` is the same loop as one
+compiled program, over many seeds at once, for those that compute or look up.
+"""
+
+import concurrent.futures
+import math
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax.core import keys
 from nasjax.core.types import Evaluation, InputError, Round
 from nasjax.estimators.base import Estimator
 from nasjax.strategies.base import Strategy
+
+# A strategy that finds nothing new for so long is at its end.
+MAX_IDLE_ROUNDS = 100
 
 
 def run(
@@ -18,9 +30,10 @@ def run(
   """Runs rounds of ask, estimate, tell; yields each as it is done.
 
   No architecture is estimated twice: an asked genotype that was estimated before gives
-  the strategy its recorded score and is left out of the round. A round in which nothing
-  is new ends the search: the space, or the strategy's power to find something new in
-  it, is exhausted. The caller sees it by the rounds that are missing.
+  the strategy its recorded score and is left out of the round. After `MAX_IDLE_ROUNDS`
+  rounds on end in which nothing was new the search ends: the space, or the strategy's
+  power to find something new in it, is exhausted. The caller sees it by the rounds that
+  are missing.
 
   Args:
     strategy: which children are tried.
@@ -43,6 +56,7 @@ def run(
   estimator_state = estimator.init(estimator_key)
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
   known: dict[bytes, float] = {}
+  idle = 0
   for number in range(num_rounds):
     round_key = jax.random.fold_in(rounds_key, number)
     ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
@@ -53,7 +67,13 @@ def run(
       i for i, name in enumerate(names) if name not in known and names.index(name) == i
     ]
     if not fresh:
-      return
+      idle += 1
+      if idle >= MAX_IDLE_ROUNDS:
+        return
+      scores = np.asarray([known[name] for name in names], np.float32)
+      strategy_state, _ = tell(tell_key, strategy_state, asked, scores)
+      continue
+    idle = 0
     estimator_state, evaluation = estimator.estimate(
       estimate_key, estimator_state, asked[fresh]
     )
@@ -106,4 +126,220 @@ def evaluations(rounds: list[Round]) -> Evaluation:
     cost=np.concatenate([part.cost for part in parts]),
     curve=np.concatenate([part.curve for part in parts]),
     info=info,
+  )
+
+
+class Trajectories(NamedTuple):
+  """Searches of S seeds, N evaluations each, in the order they were made.
+
+  Attributes:
+    genotypes: `[S, N, D]` int32; -1 where a search ended before its N-th evaluation.
+    score: `[S, N]`; NaN likewise, and for a failed child.
+    cost: `[S, N]`; 0 likewise.
+    num_evaluations: `[S]` int32, evaluations within the budget: with a budget in cost,
+      those that ended before it was used up.
+    ended: `[S]` bool, whether the budget ended the search; else N evaluations did, or
+      nothing new could be found.
+  """
+
+  genotypes: np.ndarray
+  score: np.ndarray
+  cost: np.ndarray
+  num_evaluations: np.ndarray
+  ended: np.ndarray
+
+  def counted(self) -> np.ndarray:
+    """`[S, N]` bool: which evaluations are within the budget."""
+    return np.arange(self.score.shape[1]) < self.num_evaluations[:, None]
+
+  def incumbents(self) -> tuple[np.ndarray, np.ndarray]:
+    """The best child of each seed: genotypes `[S, D]` and evaluation numbers `[S]`.
+
+    The first of equals; of a search in which every child failed, its first one.
+    """
+    usable = self.counted() & np.isfinite(self.score)
+    best = np.where(usable, self.score, -np.inf).argmax(-1)
+    return self.genotypes[np.arange(len(best)), best], best
+
+
+class _Search(NamedTuple):
+  """What the compiled loop carries of one seed."""
+
+  strategy: Any
+  genotypes: jax.Array  # [N, D]
+  score: jax.Array  # [N]
+  cost: jax.Array  # [N]
+  count: jax.Array  # evaluations so far
+  spent: jax.Array
+  idle: jax.Array  # rounds without a new child, on end
+  ended: jax.Array
+
+
+def run_compiled(
+  strategy: Strategy,
+  estimator: Estimator,
+  keys_S: jax.Array,
+  *,
+  max_evaluations: int,
+  budget: float | None = None,
+  repeats: str = "free",
+  max_rounds: int | None = None,
+  max_seeds: int = 1024,
+) -> Trajectories:
+  """Runs whole searches as one compiled program, one for each key.
+
+  Strategy and estimator are those of `run`, and a search does what `run` does with the
+  same key: a repeated genotype gets its recorded score and costs nothing. The loop is a
+  `while_loop` over rounds, vmapped over seeds inside; it ends when every seed is done,
+  which a `scan` could not.
+
+  Args:
+    strategy: which children are tried.
+    estimator: how good they are; jittable, and its state stays what it is.
+    keys_S: `[S]` typed keys.
+    max_evaluations: N, at most.
+    budget: of cost, summed over evaluations; the evaluation that would pass it is not
+      counted and ends the search. None for no such limit.
+    repeats: "free", or "paid": a repeated genotype is evaluated again, at its cost
+      (what the authors of NAS-Bench-201 did).
+    max_rounds: at most; None for no limit but the others.
+    max_seeds: at once. More are cut into equal pieces, which bounds the memory; pieces
+      run side by side on the cores of a CPU, or each over all devices where there are
+      several.
+
+  Returns:
+    `Trajectories`, on the host.
+
+  Raises:
+    InputError: when a number is not positive, or `repeats` is something else.
+  """
+  if max_evaluations < 1 or max_seeds < 1 or not len(keys_S):
+    raise InputError("a search needs evaluations and at least one seed")
+  if budget is not None and not budget > 0:
+    raise InputError(f"the budget must be positive, got {budget}")
+  if repeats not in ("free", "paid"):
+    raise InputError(f"repeats are free or paid, got {repeats!r}")
+  devices = jax.devices()
+  on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
+  workers = (os.cpu_count() or 1) if on_one_cpu else 1
+  num_seeds = len(keys_S)
+  pieces = max(min(workers, num_seeds), math.ceil(num_seeds / max_seeds))
+  size = math.ceil(num_seeds / pieces)
+  size = math.ceil(size / len(devices)) * len(devices)
+  pieces = math.ceil(num_seeds / size)
+  # The last piece is filled up with repeats of the first seed.
+  padded = np.concatenate(
+    [np.arange(num_seeds), np.zeros(pieces * size - num_seeds, int)]
+  )
+  sharding = NamedSharding(Mesh(np.array(devices), ("seeds",)), PartitionSpec("seeds"))
+
+  def whole(keys_S, budget):
+    return _search(
+      strategy,
+      estimator,
+      keys_S,
+      max_evaluations,
+      budget,
+      repeats == "paid",
+      max_rounds,
+    )
+
+  limit = jnp.float32(jnp.inf if budget is None else budget)
+  parts = [
+    jax.device_put(keys_S[padded[i * size : (i + 1) * size]], sharding)
+    for i in range(pieces)
+  ]
+  compiled = jax.jit(whole).lower(parts[0], limit).compile()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    done = list(
+      pool.map(lambda keys: jax.tree.map(np.asarray, compiled(keys, limit)), parts)
+    )
+  genotypes, score, cost, count, ended = (
+    np.concatenate(leaves)[:num_seeds] for leaves in zip(*done)
+  )
+  return Trajectories(genotypes, score, cost, count, ended)
+
+
+def _search(
+  strategy, estimator, keys_S, max_evaluations, budget, paid, max_rounds
+) -> tuple[jax.Array, ...]:
+  """The compiled loop: leaves of `Trajectories`."""
+
+  def start(key):
+    init_key, rounds_key = keys.named(key, "init", "rounds")
+    strategy_key, estimator_key = keys.named(init_key, "strategy", "estimator")
+    strategy_state = strategy.init(strategy_key)
+    length = jax.eval_shape(strategy.ask, jax.random.key(0), strategy_state)[0].shape[1]
+    state = _Search(
+      strategy=strategy_state,
+      genotypes=jnp.full((max_evaluations, length), -1, jnp.int32),
+      score=jnp.full(max_evaluations, jnp.nan),
+      cost=jnp.zeros(max_evaluations),
+      count=jnp.int32(0),
+      spent=jnp.float32(0),
+      idle=jnp.int32(0),
+      ended=jnp.bool_(False),
+    )
+    return state, rounds_key, estimator_key
+
+  def running(state):
+    going = ~state.ended & (state.count < max_evaluations)
+    return going & (state.idle < MAX_IDLE_ROUNDS)
+
+  def one_round(state, estimator_state, rounds_key, number):
+    round_key = jax.random.fold_in(rounds_key, number)
+    ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
+    asked, strategy_state = strategy.ask(ask_key, state.strategy)
+    _, evaluation = estimator.estimate(estimate_key, estimator_state, asked)
+    before_PN = (asked[:, None] == state.genotypes[None]).all(-1)
+    twice_PP = jnp.tril((asked[:, None] == asked[None]).all(-1), -1)
+    is_new = ~(before_PN.any(-1) | twice_PP.any(-1)) | paid
+    # What is on record: of an earlier round, or earlier in this one.
+    earlier = jnp.where(
+      before_PN.any(-1),
+      state.score[before_PN.argmax(-1)],
+      evaluation.score[twice_PP.argmax(-1)],
+    )
+    score = jnp.where(is_new, evaluation.score, earlier)
+    cost = jnp.where(is_new, evaluation.cost, 0.0)
+    spent = state.spent + jnp.cumsum(cost)
+    within = spent <= budget
+    # A seed that is done goes on while others do, and nothing of it is kept.
+    kept = is_new & within & running(state)
+    place = jnp.where(kept, state.count + jnp.cumsum(kept) - 1, max_evaluations)
+    strategy_state, _ = strategy.tell(tell_key, strategy_state, asked, score)
+    return _Search(
+      strategy=strategy_state,
+      genotypes=state.genotypes.at[place].set(asked, mode="drop"),
+      score=state.score.at[place].set(score, mode="drop"),
+      cost=state.cost.at[place].set(cost, mode="drop"),
+      count=jnp.minimum(state.count + kept.sum(), max_evaluations),
+      spent=spent[-1],
+      idle=jnp.where(is_new.any(), 0, state.idle + 1),
+      ended=state.ended | (running(state) & ~within[-1]),
+    )
+
+  state_S, rounds_key_S, estimator_key_S = jax.vmap(start)(keys_S)
+  # A table is the same for every seed: it is not vmapped.
+  estimator_state = estimator.init(estimator_key_S[0])
+
+  def body(carry):
+    state_S, number = carry
+    state_S = jax.vmap(one_round, (0, None, 0, None))(
+      state_S, estimator_state, rounds_key_S, number
+    )
+    return state_S, number + 1
+
+  def going(carry):
+    state_S, number = carry
+    more = True if max_rounds is None else number < max_rounds
+    return jax.vmap(running)(state_S).any() & more
+
+  state_S, _ = jax.lax.while_loop(going, body, (state_S, jnp.int32(0)))
+  return (
+    state_S.genotypes,
+    state_S.score,
+    state_S.cost,
+    state_S.count,
+    state_S.ended,
   )

@@ -1,9 +1,24 @@
 """What a search space of sequential decisions offers, and how to sample from it."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+
+
+class Neighbors(NamedTuple):
+  """The genotypes that are one change away from another.
+
+  Attributes:
+    genotypes: `[M, D]` int32; M is the same for every genotype of a space, so some rows
+      are empty (they repeat the genotype itself).
+    weights: `[M]` the probability with which a mutation picks each; 0 for empty rows,
+      so what is a neighbor is what has weight. They sum to 1, or to 0 when the space
+      has nothing else.
+  """
+
+  genotypes: jax.Array
+  weights: jax.Array
 
 
 class Space(Protocol):
@@ -39,11 +54,27 @@ class Space(Protocol):
   def is_legal(self, genotype: jax.Array) -> jax.Array:
     """Whether a genotype `[D]` is in the space (scalar bool)."""
 
+  def neighbors(self, genotype: jax.Array) -> Neighbors:
+    """What is one change away from a genotype `[D]`, without repeats."""
+
   def describe(self, genotype: Any) -> str:
     """The architecture in words."""
 
   def parse(self, text: str) -> Any:
     """The genotype `[D]` of an architecture in words; the inverse of `describe`."""
+
+
+class Enumerable(Space, Protocol):
+  """A space whose genotypes are numbered from 0 to `size - 1`, so a table can hold it.
+
+  Both functions are each other's inverse, and jittable.
+  """
+
+  def index(self, genotype: jax.Array) -> jax.Array:
+    """The number (scalar int32) of a legal genotype `[D]`."""
+
+  def at(self, index: jax.Array | int) -> jax.Array:
+    """The genotype `[D]` int32 of a number."""
 
 
 def sample(space: Space, key: jax.Array) -> jax.Array:
@@ -74,3 +105,10 @@ def log_prob(space: Space, genotype: jax.Array) -> jax.Array:
     return space.log_prior(genotype, position)[genotype[position]]
 
   return jax.vmap(one)(jnp.arange(space.length)).sum()
+
+
+def mutate(space: Space, key: jax.Array, genotype: jax.Array) -> jax.Array:
+  """One random change of a genotype `[D]`; itself where the space has nothing else."""
+  around = space.neighbors(genotype)
+  pick = jax.random.categorical(key, jnp.log(around.weights))
+  return jnp.where((around.weights > 0).any(), around.genotypes[pick], genotype)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core.types import InputError
+from nasjax.spaces.base import Neighbors
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "elu")
 PAD = 0
@@ -184,6 +185,98 @@ class MLPChain:
       return jnp.isfinite(self.log_prior(token, position)[token[position]])
 
     return inside.all() & jax.vmap(one)(jnp.arange(self.length)).all()
+
+  def num_layers(self, genotype: jax.Array) -> jax.Array:
+    """How many layers stand before the end of a legal genotype `[D]` (scalar)."""
+    return jnp.argmax(genotype == self.end)
+
+  def neighbors(self, genotype: jax.Array) -> Neighbors:
+    """One layer replaced, inserted or deleted; see `spaces.base.Space`.
+
+    A mutation first picks which of the three (of those that are possible), then where
+    and what, uniformly: otherwise most would insert, of which there are the most.
+    """
+    length, count = self.length, self.num_layers(genotype)
+    where = jnp.arange(length - 1)
+    here, before = genotype[:-1], jnp.roll(genotype[:-1], 1)
+    layer = jnp.arange(1, self.end)  # every token that is a layer
+    place = jnp.arange(length)
+
+    def replaced(p, token):
+      return jnp.where(place == p, token, genotype)
+
+    def inserted(p, token):
+      moved = jnp.where(place > p, jnp.roll(genotype, 1), genotype)
+      return jnp.where(place == p, token, moved)
+
+    def deleted(p):
+      moved = jnp.roll(genotype, -1).at[-1].set(PAD)
+      return jnp.where(place >= p, moved, genotype)
+
+    def everywhere(change):
+      both = jax.vmap(jax.vmap(change, (None, 0)), (0, None))
+      return both(where, layer).reshape(-1, length)
+
+    fits = (where[:, None] > 0) | (layer[None] <= self.num_dense)
+    is_layer, repeats = where < count, (where > 0) & (here == before)
+    can_replace = fits & is_layer[:, None] & (layer[None] != here[:, None])
+    # Beside its like a layer makes the same chain from both sides: one of them counts.
+    twice = (where[:, None] > 0) & (layer[None] == before[:, None])
+    can_insert = fits & (where <= count)[:, None] & (count < length - 1) & ~twice
+    heads = (where > 0) | (genotype[1] <= self.num_dense)
+    can_delete = is_layer & (count > 1) & heads & ~repeats
+    kinds = [can_replace.ravel(), can_insert.ravel(), can_delete]
+    possible = sum(kind.any() for kind in kinds)
+    weights = [k / jnp.maximum(k.sum() * possible, 1) for k in kinds]
+    genotypes = [everywhere(replaced), everywhere(inserted), jax.vmap(deleted)(where)]
+    weights_M = jnp.concatenate(weights)
+    genotypes_MD = jnp.concatenate(genotypes).astype(jnp.int32)
+    return Neighbors(
+      jnp.where(weights_M[:, None] > 0, genotypes_MD, genotype), weights_M
+    )
+
+  def _starts(self) -> tuple[np.ndarray, np.ndarray]:
+    """First index of the chains with 1, 2... layers, and place values `[D - 1]`."""
+    if self.size >= 2**31:
+      raise InputError(f"this space has {self.size:,} chains: too many to number")
+    later = self.num_dense + self.has_dropout
+    of_length = self.num_dense * later ** np.arange(self.length - 1)
+    return np.concatenate([[0], np.cumsum(of_length)[:-1]]), of_length
+
+  def index(self, genotype: jax.Array) -> jax.Array:
+    """Its number: shorter chains first, then as words; see `spaces.base.Enumerable`.
+
+    Raises:
+      InputError: the space has more chains than an int32 can number.
+    """
+    starts, of_length = self._starts()
+    later = self.num_dense + self.has_dropout
+    count = self.num_layers(genotype)
+
+    def read(p, value):
+      return jnp.where(p < count, value * later + genotype[p] - 1, value)
+
+    value = jax.lax.fori_loop(0, self.length - 1, read, jnp.int32(0))
+    return (jnp.asarray(starts, jnp.int32)[count - 1] + value).astype(jnp.int32)
+
+  def at(self, index: jax.Array | int) -> jax.Array:
+    """The chain of a number; the inverse of `index`."""
+    starts, of_length = self._starts()
+    later = self.num_dense + self.has_dropout
+    starts = jnp.asarray(starts, jnp.int32)
+    count = (index >= starts).sum()
+    value = jnp.asarray(index - starts[count - 1], jnp.int32)
+
+    def write(back, state):
+      genotype, value = state
+      digit = jnp.where(back == count - 1, value, value % later)
+      genotype = genotype.at[count - 1 - back].set(
+        jnp.where(back < count, digit + 1, genotype[count - 1 - back])
+      )
+      return genotype, value // later
+
+    blank = jnp.full(self.length, PAD, jnp.int32).at[count].set(self.end)
+    return jax.lax.fori_loop(0, self.length - 1, write, (blank, value))[0]
 
   def layers(self, genotype: np.ndarray) -> tuple[Layer, ...]:
     """The hidden layers of a genotype `[D]`, host side.

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from nasjax.spaces import base
+from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.spaces.nasbench201 import NASBench201
 
 S = 32  # genotypes of a compiled call
 MEMBERS = {
@@ -17,6 +19,8 @@ MEMBERS = {
   "mlp_chain_small": MLPChain(widths=(8, 16), max_layers=4),
   "mlp_chain_by_token": MLPChain(widths=(8, 4), max_layers=4, prior="token"),
   "mlp_chain_of_one": MLPChain((8,), ("relu",), dropout_rate=0.0, max_layers=2),
+  "categorical": Categorical((2, 4, 1, 3)),
+  "nasbench201": NASBench201(),
 }
 ENUMERABLE = [name for name, space in MEMBERS.items() if space.size < 1000]
 
@@ -97,7 +101,10 @@ def test_what_the_prior_forbids_is_illegal(name):
   rows, positions, tokens = np.nonzero(np.isneginf(found["log_prior"][:4]))
   changed = genotypes[rows]
   changed[np.arange(len(rows)), positions] = tokens
-  assert len(rows) and not judged(name, changed)["legal"].any()
+  if not len(rows):  # nothing is forbidden: then everything is in the space
+    assert MEMBERS[name].size == MEMBERS[name].num_tokens ** MEMBERS[name].length
+  else:
+    assert not judged(name, changed)["legal"].any()
 
 
 @pytest.mark.parametrize("name", ENUMERABLE)
@@ -120,6 +127,60 @@ def test_parse_inverts_describe(name):
     again = space.parse(text)
     assert text and "\n" not in text and again.dtype == np.int32
     np.testing.assert_array_equal(again, genotype)
+
+
+@functools.cache
+def around(name):
+  """The neighbors of S genotypes of the prior."""
+  found = jax.jit(jax.vmap(MEMBERS[name].neighbors))(samples(name)[0])
+  return jax.tree.map(np.asarray, found)
+
+
+def test_neighbors_are_others_of_the_space_without_repeats(name):
+  genotypes, (near_SMD, weights_SM) = samples(name)[0], around(name)
+  assert near_SMD.dtype == np.int32
+  total = 0.0 if MEMBERS[name].size == 1 else 1.0
+  np.testing.assert_allclose(weights_SM.sum(-1), total, rtol=1e-5)
+  for genotype, near, weights in zip(genotypes, near_SMD, weights_SM):
+    mine = near[weights > 0]
+    assert len(np.unique(mine, axis=0)) == len(mine)
+    assert not (mine == genotype).all(-1).any()
+    assert (near[weights == 0] == genotype).all()
+    assert not len(mine) or judged(name, mine)["legal"].all()
+
+
+@pytest.mark.parametrize("name", ENUMERABLE)
+def test_neighbors_are_mutual(name):
+  space = MEMBERS[name]
+  every = np.asarray(jax.vmap(space.at)(jnp.arange(space.size)))
+  near_NMD, weights_NM = jax.jit(jax.vmap(space.neighbors))(every)
+  number_NM = np.asarray(jax.vmap(jax.vmap(space.index))(near_NMD))
+  linked = np.zeros((space.size, space.size), bool)
+  rows, places = np.nonzero(np.asarray(weights_NM) > 0)
+  linked[rows, number_NM[rows, places]] = True
+  assert (linked == linked.T).all()
+
+
+def test_a_mutation_is_a_neighbor(name):
+  one = jax.jit(jax.vmap(functools.partial(base.mutate, MEMBERS[name])))
+  genotypes = samples(name)[0]
+  for genotype, changed, near in zip(
+    genotypes, np.asarray(one(keys(), genotypes)), around(name).genotypes
+  ):
+    assert (changed == near).all(-1).any()
+    assert MEMBERS[name].size == 1 or (changed != genotype).any()
+
+
+@pytest.mark.parametrize("name", [*ENUMERABLE, "nasbench201"])
+def test_numbers_and_genotypes_are_one_to_one(name):
+  space = MEMBERS[name]
+  numbers = np.arange(space.size)
+  genotypes = np.asarray(jax.jit(jax.vmap(space.at))(numbers))
+  assert genotypes.dtype == np.int32
+  assert len(np.unique(genotypes, axis=0)) == space.size
+  assert np.asarray(jax.vmap(space.is_legal)(genotypes)).all()
+  found = np.asarray(jax.jit(jax.vmap(space.index))(genotypes))
+  np.testing.assert_array_equal(found, numbers)
 
 
 def test_vmap_equals_loop(name):

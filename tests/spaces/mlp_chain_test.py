@@ -118,3 +118,41 @@ def test_words_and_genotypes_are_inverse():
 def test_impossible_spaces_are_refused_by_name(options):
   with pytest.raises(InputError, match=f"space.{next(iter(options))}"):
     MLPChain(**options)
+
+
+def test_neighbors_are_the_chains_one_layer_away():
+  space = MLPChain(widths=(8, 16), activations=("relu",), max_layers=4)
+  every = np.asarray(jax.vmap(space.at)(jnp.arange(space.size)))
+  words = [space.describe(genotype).split(" - ") for genotype in every]
+
+  def one_layer_away(a, b):
+    short, long = sorted((a, b), key=len)
+    if len(a) == len(b):
+      return sum(x != y for x, y in zip(a, b)) == 1
+    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+
+  near = jax.jit(jax.vmap(space.neighbors))(every)
+  for i, (genotypes, weights) in enumerate(zip(*map(np.asarray, near))):
+    found = {g.tobytes() for g in genotypes[weights > 0]}
+    wanted = [
+      every[j] for j, other in enumerate(words) if one_layer_away(words[i], other)
+    ]
+    assert found == {g.tobytes() for g in wanted}
+
+
+def test_a_mutation_picks_its_kind_first():
+  space = MLPChain(widths=(8, 16), activations=("relu",), max_layers=4)
+  near = space.neighbors(jnp.asarray(space.parse("8 relu - 16 relu")))
+  lengths = np.asarray(jax.vmap(space.num_layers)(near.genotypes))
+  weights = np.asarray(near.weights)
+  for length in (1, 2, 3):  # deleted, replaced, inserted
+    assert weights[lengths == length].sum() == pytest.approx(1 / 3)
+
+
+def test_numbers_go_by_length_and_have_an_end():
+  space = MLPChain(dropout_rate=0.0, max_layers=4)
+  assert space.size == 28 + 784 + 21952
+  assert space.describe(np.asarray(space.at(0))) == "8 sigmoid"
+  assert space.describe(np.asarray(space.at(28))) == "8 sigmoid - 8 sigmoid"
+  with pytest.raises(InputError, match="too many to number"):
+    MLPChain().index(jnp.asarray(MLPChain().parse("8 relu")))
