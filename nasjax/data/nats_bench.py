@@ -6,9 +6,9 @@ Architecture Topology and Size" (the same cells as NAS-Bench-201, Dong and Yang 
     python -m nasjax.data.nats_bench NATS-tss-v1_0-3ffb9-simple nats_tss.npz
 
 reads their folder: `meta.pickle.pbz2`, which lists the 15,625 cells, and one record a
-cell, `000000.pickle.pbz2` to `015624.pickle.pbz2`. A record takes about 13 ms (half of
-that is bz2), so all of them take three and a half minutes on one core and half of that
-on two: the records are read by as many processes as there are cores.
+cell, `000000.pickle.pbz2` to `015624.pickle.pbz2`. A record takes 13 ms of a core (half
+of that is bz2), all of them three and a half minutes. As many processes read as there
+are cores: they share nothing, and cost a second each to start.
 
 The files are pickles, which `plain_pickle` reads as data: a file that would run
 anything is refused.
@@ -49,7 +49,7 @@ _DATASETS = {
   "cifar100": (("cifar100", "x-valid"), ("cifar100", "x-test")),
   "imagenet16": (("ImageNet16-120", "x-valid"), ("ImageNet16-120", "x-test")),
 }
-# Processes take as long to start (each imports JAX) as some hundred records to read.
+# A process takes as long to start (it imports JAX) as a hundred records to read.
 _ROWS_WORTH_PROCESSES = 512
 
 

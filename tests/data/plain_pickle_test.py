@@ -172,7 +172,7 @@ def test_crafted_instructions_are_refused(case, read):
 
 @pytest.mark.parametrize("leave", [b"\x94", b"Nb\x94", b"(e\x94", b"(u\x94"])
 def test_tuples_that_take_exponential_time_to_hash_are_refused(leave, read):
-  # Every tuple holds the last one twice: a key of 2**60 leaves.
+  # Every tuple holds the one before twice; the last, as a key, would have 2**60 leaves.
   body = b"}K\x01K\x01\x86" + leave
   for slot in range(60):
     body += b"h" + bytes([slot]) + b"h" + bytes([slot]) + b"\x86" + leave
