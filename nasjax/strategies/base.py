@@ -1,4 +1,4 @@
-"""The protocol of discrete strategies, and the draw of children not tried before."""
+"""The protocol of discrete strategies, and what several of them do alike."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from nasjax.core import keys
 from nasjax.spaces import base
 from nasjax.spaces.base import Space
 
@@ -60,6 +61,57 @@ def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> Histo
     scores=history.scores.at[rows].set(scores),
     num_added=history.num_added + genotypes.shape[0],
   )
+
+
+def is_known(history: History, genotypes: jax.Array) -> jax.Array:
+  """`[P]` bool: which of `genotypes [P, D]` were tried before."""
+  return (genotypes[:, None] == history.genotypes[None]).all(-1).any(-1)
+
+
+def candidates(
+  key: jax.Array,
+  space: Space,
+  history: History,
+  *,
+  num_parents: int,
+  num_mutants: int,
+  num_draws: int = 0,
+) -> jax.Array:
+  """What a surrogate is asked about: mutations of the best so far, and draws.
+
+  Every other mutant is mutated a second time: around a few good parents there are
+  soon no new neighbors.
+
+  Args:
+    key: typed key.
+    space: for its mutations and its prior.
+    history: whose best `num_parents` children that did not fail are the parents, in
+      turn. While there are fewer, draws stand in for them.
+    num_parents: see `history`.
+    num_mutants: how many mutations.
+    num_draws: how many draws from the prior.
+
+  Returns:
+    `[num_mutants + num_draws, D]` int32; some may be known, or the same.
+  """
+  draw_key, once_key, twice_key = keys.named(key, "draws", "once", "twice")
+  draws = jax.vmap(lambda k: base.sample(space, k))(
+    jax.random.split(draw_key, num_mutants + num_draws)
+  )
+  ranked = jnp.where(jnp.isfinite(history.scores), history.scores, -jnp.inf)
+  score, best = jax.lax.top_k(ranked, min(num_parents, len(ranked)))
+  turn = jnp.arange(num_mutants) % len(best)
+  there = jnp.isfinite(score)[turn][:, None]
+  parents = jnp.where(there, history.genotypes[best[turn]], draws[:num_mutants])
+
+  def mutated(key, genotypes):
+    split = jax.random.split(key, num_mutants)
+    return jax.vmap(lambda k, g: base.mutate(space, k, g))(split, genotypes)
+
+  once = mutated(once_key, parents)
+  again = (jnp.arange(num_mutants) // len(best) % 2 == 1)[:, None]
+  mutants = jnp.where(again, mutated(twice_key, once), once)
+  return jnp.concatenate([mutants, draws[num_mutants:]])
 
 
 def sample_new(

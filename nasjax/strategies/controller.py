@@ -8,6 +8,9 @@ of a whole genotype from the same LSTM (the survey's accuracy predictor, section
 
 Differences from the survey's program: it fed the prefix as one step of raw token ids;
 here the LSTM reads one embedded token a step.
+
+`independent_controller` is the policy without memory that Dong and Yang use for
+NAS-Bench-201 (ICLR 2020): one softmax for each decision.
 """
 
 from collections.abc import Callable
@@ -22,6 +25,29 @@ from nasjax.spaces.base import Space
 Params = Any
 
 
+def orthogonal(key: jax.Array, shape: tuple[int, int], dtype: Any = None) -> jax.Array:
+  """A random orthogonal matrix, the one that flax's `orthogonal` draws.
+
+  By Gram and Schmidt's process instead of LAPACK's QR: on a CPU, XLA runs that on the
+  threads that wait for it, and a program with several of them may wait for ever (seen
+  with jax 0.10.2, two cores, and two such programs at once).
+
+  Args:
+    key: typed key.
+    shape: square.
+    dtype: of the result.
+  """
+  drawn = jax.random.normal(key, shape, dtype or jnp.float32)
+
+  def column(j, basis):
+    v = drawn[:, j]
+    for _ in range(2):  # once more, against what rounding left
+      v = v - basis @ (basis.T @ v)
+    return basis.at[:, j].set(v / jnp.linalg.norm(v))
+
+  return jax.lax.fori_loop(0, shape[1], column, jnp.zeros_like(drawn))
+
+
 class _LSTMPolicy(nn.Module):
   """One step: previous token -> (carry, logits [K], predicted score)."""
 
@@ -31,7 +57,7 @@ class _LSTMPolicy(nn.Module):
   def setup(self):
     # One token more than the space has: the start of a sequence.
     self.embedding = nn.Embed(self.num_tokens + 1, self.hidden)
-    self.cell = nn.OptimizedLSTMCell(self.hidden)
+    self.cell = nn.OptimizedLSTMCell(self.hidden, recurrent_kernel_init=orthogonal)
     # Zero at first: the untrained policy is the space's prior exactly.
     self.logits = nn.Dense(self.num_tokens, kernel_init=nn.initializers.zeros)
     self.prediction = nn.Dense(1)
@@ -107,14 +133,61 @@ def lstm_controller(space: Space, *, hidden: int = 128) -> Controller:
     log_p_DK = jax.vmap(masked, in_axes=(0, None, 0))(
       logits[:-1], genotype, jnp.arange(space.length)
     )
-    chosen = jnp.take_along_axis(log_p_DK, genotype[:, None], axis=1)[:, 0]
-    finite = jnp.isfinite(log_p_DK)
-    safe = jnp.where(finite, log_p_DK, 0.0)
-    entropy = -(jnp.where(finite, jnp.exp(safe), 0.0) * safe).sum(-1)
-    return chosen, entropy, finite.sum(-1) > 1
+    return _chosen(log_p_DK, genotype)
 
   def predict(params, genotype):
     # After the last token, pads included: D + 1 reads, the same for every length.
     return read(params, genotype)[1][-1]
 
   return Controller(init, sample, log_probs, predict)
+
+
+def independent_controller(space: Space, *, scale: float = 1e-3) -> Controller:
+  """A policy of logits `[D, K]`, a softmax for each decision by itself.
+
+  The predicted score is a logistic regression on the decisions.
+
+  Args:
+    space: the space; its `log_prior` masks and biases the choices.
+    scale: standard deviation of the first logits.
+
+  Returns:
+    A `Controller`.
+  """
+  positions = jnp.arange(space.length)
+  shape = (space.length, space.num_tokens)
+
+  def init(key):
+    logits = scale * jax.random.normal(key, shape)
+    return {"logits": logits, "values": jnp.zeros(shape), "bias": jnp.zeros(())}
+
+  def masked(params, genotype, position):
+    prior = space.log_prior(genotype, position)
+    return jax.nn.log_softmax(params["logits"][position] + prior)
+
+  def sample(params, key):
+    def decide(genotype, position):
+      token = jax.random.categorical(
+        jax.random.fold_in(key, position), masked(params, genotype, position)
+      )
+      return genotype.at[position].set(token.astype(jnp.int32)), None
+
+    return jax.lax.scan(decide, jnp.zeros(space.length, jnp.int32), positions)[0]
+
+  def log_probs(params, genotype):
+    log_p_DK = jax.vmap(masked, (None, None, 0))(params, genotype, positions)
+    return _chosen(log_p_DK, genotype)
+
+  def predict(params, genotype):
+    return nn.sigmoid(params["values"][positions, genotype].sum() + params["bias"])
+
+  return Controller(init, sample, log_probs, predict)
+
+
+def _chosen(log_p_DK: jax.Array, genotype: jax.Array):
+  """`Controller.log_probs` out of the log-probabilities of every choice."""
+  chosen = jnp.take_along_axis(log_p_DK, genotype[:, None], axis=1)[:, 0]
+  finite = jnp.isfinite(log_p_DK)
+  safe = jnp.where(finite, log_p_DK, 0.0)
+  entropy = -(jnp.where(finite, jnp.exp(safe), 0.0) * safe).sum(-1)
+  return chosen, entropy, finite.sum(-1) > 1

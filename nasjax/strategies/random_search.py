@@ -1,4 +1,4 @@
-"""Random search: draws from the space's prior, without repeats. The control.
+"""Random search: draws from the space's prior. The control.
 
 Bergstra and Bengio, "Random search for hyper-parameter optimization", JMLR 2012; every
 strategy here is compared with it at equal budget.
@@ -18,7 +18,11 @@ from nasjax.strategies.base import (
 
 
 def random_search(
-  space: Space, *, population: int = 10, max_evaluations: int = 1000
+  space: Space,
+  *,
+  population: int = 10,
+  max_evaluations: int = 1000,
+  distinct: bool = True,
 ) -> Strategy:
   """Random search.
 
@@ -26,6 +30,7 @@ def random_search(
     space: the space.
     population: P, children of a round.
     max_evaluations: how many children are remembered so as not to repeat them.
+    distinct: ask nothing twice.
 
   Returns:
     A `Strategy` whose state is a `History`. Failed children are remembered like any.
@@ -39,6 +44,8 @@ def random_search(
     def prior(key):
       return base.sample(space, key)
 
+    if not distinct:
+      return jax.vmap(prior)(jax.random.split(key, population)), history
     return sample_new(key, prior, space, history, population), history
 
   def tell(key, history, genotypes, scores):

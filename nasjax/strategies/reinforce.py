@@ -1,4 +1,4 @@
-"""REINFORCE with an LSTM controller, the survey's search strategy (MLPNAS).
+"""REINFORCE with a controller that writes genotypes, the survey's strategy (MLPNAS).
 
 Williams, "Simple statistical gradient-following algorithms for connectionist
 reinforcement learning", 1992; Zoph and Le 2017; the survey's sections 4.1, 4.2 and
@@ -47,7 +47,11 @@ from nasjax.strategies.base import (
   remember,
   sample_new,
 )
-from nasjax.strategies.controller import Controller, lstm_controller
+from nasjax.strategies.controller import (
+  Controller,
+  independent_controller,
+  lstm_controller,
+)
 
 
 class ReinforceHyper(NamedTuple):
@@ -145,6 +149,7 @@ def reinforce(
   *,
   population: int = 10,
   max_evaluations: int = 1000,
+  policy: Literal["lstm", "independent"] = "lstm",
   hidden: int = 128,
   learning_rate: float = 0.01,
   learning_rate_decay: float = 0.1,
@@ -157,8 +162,9 @@ def reinforce(
   entropy: float = 0.0,
   predictor: float = 1.0,
   adversarial: float = 0.0,
+  distinct: bool = True,
 ) -> Strategy:
-  """REINFORCE with the LSTM controller.
+  """REINFORCE with a controller.
 
   Defaults are the survey's where it has one, but for the baseline (its 0.5), the
   discount (0.9) and the utility (the score): see BUILD.md for why.
@@ -167,7 +173,8 @@ def reinforce(
     space: the space.
     population: P, children of a round.
     max_evaluations: N, children remembered for repeats and for the predictor.
-    hidden: units of the controller.
+    policy: "lstm", or "independent" logits for each decision.
+    hidden: units of the LSTM.
     learning_rate: Adam's.
     learning_rate_decay: d; update i uses `learning_rate / (1 + d i)`, as Keras does.
     clip_norm: largest global norm of a gradient.
@@ -179,6 +186,8 @@ def reinforce(
     entropy: beta of equation (1).
     predictor: weight of equation (4); 0 leaves the accuracy predictor out.
     adversarial: c of equation (3); 0 is off.
+    distinct: ask nothing twice; without it the policy's draws are asked as they come,
+      and equation (1) is exact.
 
   Returns:
     A `Strategy`; `info` has `baseline`, `loss`, `entropy`, `learning_rate`,
@@ -186,11 +195,17 @@ def reinforce(
     anything was learned from this round.
 
   Raises:
-    InputError: when the adversarial part is asked for without a predictor.
+    InputError: when the adversarial part is asked for without a predictor, or for an
+      unknown policy.
   """
   if adversarial and not predictor:
     raise InputError("strategy.adversarial needs the accuracy predictor: predictor > 0")
-  controller = lstm_controller(space, hidden=hidden)
+  if policy not in ("lstm", "independent"):
+    raise InputError(f"unknown policy {policy!r}; there are lstm, independent")
+  if policy == "lstm":
+    controller = lstm_controller(space, hidden=hidden)
+  else:
+    controller = independent_controller(space)
   values = ReinforceHyper(
     learning_rate=learning_rate,
     learning_rate_decay=learning_rate_decay,
@@ -221,6 +236,8 @@ def reinforce(
     def draw(key):
       return controller.sample(state.params, key)
 
+    if not distinct:
+      return jax.vmap(draw)(jax.random.split(key, population)), state
     return sample_new(key, draw, space, state.history, population), state
 
   def predictor_loss(params, history):  # (4)

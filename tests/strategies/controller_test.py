@@ -1,13 +1,20 @@
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 
 from nasjax.spaces import base
+from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
-from nasjax.strategies.controller import lstm_controller
+from nasjax.strategies.controller import (
+  independent_controller,
+  lstm_controller,
+  orthogonal,
+)
 
 SPACE = MLPChain(widths=(8, 16), activations=("relu",), max_layers=4)
 CONTROLLER = lstm_controller(SPACE, hidden=6)
@@ -96,3 +103,33 @@ def test_predictions_depend_on_every_layer():
   scores = np.asarray(jax.vmap(lambda g: CONTROLLER.predict(params, g))(genotypes))
   assert ((scores > 0) & (scores < 1)).all()
   assert len(np.unique(scores.round(6))) == len(archs)
+
+
+@pytest.mark.parametrize("size", [1, 8, 128])
+def test_the_orthogonal_matrix_is_flax_s(size):
+  key = jax.random.key(size)
+  ours = jax.jit(orthogonal, static_argnums=1)(key, (size, size))
+  flax_s = nn.initializers.orthogonal()(jax.random.clone(key), (size, size))
+  np.testing.assert_allclose(ours, flax_s, atol=2e-5)
+  np.testing.assert_allclose(ours.T @ ours, np.eye(size), atol=2e-6)
+
+
+def test_independent_logits_are_read_and_drawn_alike():
+  space = Categorical((2, 3))
+  controller = independent_controller(space, scale=1.0)
+  params = controller.init(jax.random.key(0))
+  log_p = np.asarray(jax.nn.log_softmax(params["logits"][1]))
+  found, entropy, is_choice = controller.log_probs(params, jnp.array([1, 2]))
+  assert found[1] == pytest.approx(log_p[2], abs=1e-5)
+  assert entropy[1] == pytest.approx(-(np.exp(log_p) * log_p).sum(), abs=1e-5)
+  assert is_choice.tolist() == [True, True]
+  # The third choice of the first decision does not exist, whatever its logit.
+  first = np.asarray(params["logits"][0][:2])
+  assert found[0] == pytest.approx(first[1] - np.log(np.exp(first).sum()), abs=1e-5)
+  draws = jax.vmap(controller.sample, (None, 0))(
+    params, jax.random.split(jax.random.key(1), 2000)
+  )
+  share = np.bincount(np.asarray(draws[:, 1]), minlength=3) / 2000
+  np.testing.assert_allclose(share, np.exp(log_p), atol=0.05)
+  assert draws[:, 0].max() == 1
+  assert 0 < float(controller.predict(params, draws[0])) < 1
