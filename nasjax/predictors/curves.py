@@ -15,16 +15,16 @@ with x the epoch, from 1, and the shortfall g falling from 1 towards 0:
     hill3    g = 1 / (1 + v x^eta), and a = c     (6)
     ilog2    g = log 2 / log(x + 1)               (7)
 
-(4) holds the paper's Janoschek and exp4 too, and (6) its log power: the same curves in
-other letters. With g = 1 at the first epoch (but for hill3, which starts from zero at
-epoch 0), a is the rise that is still to come there, so that c and a have bounds that
-hold for every accuracy.
+(3) is (4) with delta = 1, one parameter less than the paper's form. (4) holds its
+Janoschek and exp4 too, and (6) its log power: the same curves in other letters. g is 1
+at the first epoch (but for hill3, which starts from zero at epoch 0), so that a is the
+rise that is still to come there, and c and a have bounds that hold for every accuracy.
 
 Differences from the paper: a bounded least-squares fit of each family in place of a
 posterior sampled over all of them, and weights (8) from the fits; a curve may fall (a
-is then negative), which the paper rules out; pow4, whose curves the other families come
-near to, is left out, and so are vapor pressure and log log linear, which grow without
-an asymptote.
+is then negative), where the paper expects it to rise; pow4, whose curves the other
+families come near to, is left out, and so are vapor pressure and log log linear, which
+grow without an asymptote.
 """
 
 import itertools
