@@ -107,7 +107,9 @@ class Extrapolation(NamedTuple):
     predicted: `[P]` value at the target epoch, in [0, 1]; the last value where no
       family could be fitted, NaN for a failed child.
     residual_std: `[P]` root of the families' mean squared residuals, weighted as the
-      prediction is; NaN where none was fitted.
+      prediction is; NaN where none was fitted. It says how well the epochs that were
+      run are met, and is near 0 for as few as there are parameters: not how far off
+      the prediction may be.
     by_family: `[P, F]` each family's value there; NaN where it was left out.
     weights: `[P, F]` of the families in `predicted`; they sum to 1, or are all 0 where
       none was fitted.
