@@ -1,7 +1,8 @@
 """The report's plots: plain data in, a matplotlib figure out, no global state."""
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,9 @@ from nasjax.results import analysis
 # random search orange in every plot; what is neither is grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _TOP_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9")
+# Of strategies, but for orange: that is random search.
+_STRATEGY_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINE_STYLES = ("-", "--", "-.", ":")
 _MAX_LAYERS_SHOWN = 14
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 Record = dict[str, Any]
@@ -80,6 +84,18 @@ def _limit_to_upper(axes: Axes, values: np.ndarray) -> None:
     axes.set_ylim(low - margin, top + margin)
 
 
+def _limit_to_means(axes: Axes, bands: Sequence[np.ndarray]) -> None:
+  """Shows the lines: an interval of two seeds is so wide that it would flatten them."""
+  drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+  lines = np.concatenate(drawn or [np.zeros(0)])
+  lines = lines[np.isfinite(lines)]
+  if len(lines):
+    widths = np.concatenate([(high - low) / 2 for _, low, high in bands])
+    usual = np.median(widths[np.isfinite(widths)]) if np.isfinite(widths).any() else 0
+    margin = max(1.2 * usual, 0.08 * np.ptp(lines), 1e-6)
+    axes.set_ylim(lines.min() - margin, lines.max() + margin)
+
+
 def _legend(axes: Axes, **options) -> None:
   if axes.get_legend_handles_labels()[0]:
     options = {"frameon": False, "loc": "lower right", "fontsize": 9} | options
@@ -120,6 +136,61 @@ def incumbent(
   axes.set_ylabel(f"score (validation {metric_label(metric)})")
   axes.set_title("Best so far")
   _legend(axes)
+  return figure
+
+
+def anytime_curves(
+  bands: Mapping[str, tuple[np.ndarray, ...]],
+  x_label: str,
+  y_label: str,
+  title: str,
+  *,
+  log_x: bool = False,
+  reference: tuple[float, str] | None = None,
+  lower_is_better: bool = False,
+) -> Figure:
+  """How good each strategy's incumbent is by what it has cost, with an interval.
+
+  Strategies differ in line style as well as in colour; the legend lists them by what
+  they reach, best first.
+
+  Args:
+    bands: name -> (grid, mean, low, high), `[G]` each, as of `comparison.band`; NaN
+      where nothing is known.
+    x_label: of the budget.
+    y_label: of the incumbent's value.
+    title: of the plot.
+    log_x: a logarithmic budget; the grid is then positive.
+    reference: a value to draw a line at, and its name: the optimum, say.
+    lower_is_better: for a regret.
+  """
+
+  def reached(name: str) -> float:
+    mean = np.asarray(bands[name][1], float)
+    known = mean[np.isfinite(mean)]
+    return (known[-1] if lower_is_better else -known[-1]) if len(known) else np.inf
+
+  figure, axes = _axes(height=4.4)
+  others = itertools.cycle(_STRATEGY_COLOURS)
+  looks = {
+    name: (ORANGE if name.startswith("random") else next(others), style)
+    for name, style in zip(bands, itertools.cycle(_LINE_STYLES))
+  }
+  for name in sorted(bands, key=reached):
+    grid, mean, low, high = bands[name]
+    colour, style = looks[name]
+    axes.fill_between(grid, low, high, step="post", color=colour, alpha=0.15, lw=0)
+    axes.step(grid, mean, style, where="post", color=colour, label=_short(name), lw=1.8)
+  if reference is not None:
+    value, name = reference
+    axes.axhline(value, color="#555555", linestyle=(0, (1, 2)), lw=1.2, label=name)
+  _limit_to_means(axes, [np.array(band[1:], float) for band in bands.values()])
+  if log_x:
+    axes.set_xscale("log")
+  axes.set_xlabel(x_label)
+  axes.set_ylabel(y_label)
+  axes.set_title(title)
+  _legend_below(figure, axes, ncols=3)
   return figure
 
 

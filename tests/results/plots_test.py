@@ -107,3 +107,60 @@ def test_png_has_the_size_that_dpi_asks_for(search_records):
   data = plots.to_png(figure, dpi=50)
   assert data[:8] == b"\x89PNG\r\n\x1a\n"
   assert int.from_bytes(data[16:20], "big") == 300
+
+
+GRID = np.array([1.0, 10.0, 100.0])
+BANDS = {
+  "evolution": (
+    GRID,
+    GRID * [np.nan, 0.08, 0.009],
+    *[GRID * [np.nan, np.nan, 0.01]] * 2,
+  ),
+  "random_search": (GRID, *[np.array([0.5, 0.6, 0.7])] * 3),
+  "reinforce": (GRID, *[np.array([0.5, 0.6, 0.95])] * 3),
+}
+
+
+@pytest.mark.parametrize("bands", [{}, {"a": (GRID, *[GRID * np.nan] * 3)}, BANDS])
+@pytest.mark.parametrize("log_x", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_anytime_curves_are_drawn_of_few_or_no_values(bands, log_x):
+  plots.to_svg(plots.anytime_curves(bands, "cost", "accuracy", "$x_", log_x=log_x))
+
+
+@pytest.mark.parametrize(
+  ("lower_is_better", "expected"),
+  [
+    (False, ["reinforce", "evolution", "random_search", "optimum"]),
+    (True, ["random_search", "evolution", "reinforce", "optimum"]),
+  ],
+)
+def test_anytime_curves_are_listed_best_first(lower_is_better, expected):
+  figure = plots.anytime_curves(
+    BANDS,
+    "cost",
+    "value",
+    "Best so far",
+    log_x=True,
+    reference=(1.0, "optimum"),
+    lower_is_better=lower_is_better,
+  )
+  axes, legend = figure.axes[0], figure.legends[0]
+  assert [text.get_text() for text in legend.get_texts()] == expected
+  lines = {line.get_label(): line for line in axes.lines}
+  for name, (_, mean, _, _) in BANDS.items():
+    np.testing.assert_array_equal(lines[name].get_ydata(), mean)
+  assert lines["random_search"].get_color() == plots.ORANGE
+  assert len({line.get_color() for line in axes.lines}) == 4
+  assert len({lines[name].get_linestyle() for name in BANDS}) == 3
+  assert len(axes.collections) == 3
+  assert axes.get_xscale() == "log"
+  assert axes.get_ylim()[1] > 1.0
+
+
+def test_a_wide_interval_leaves_the_means_in_view():
+  mean = np.array([0.90, 0.91, 0.92])
+  half = np.array([50.0, 0.001, 0.001])
+  bands = {"a": (GRID, mean, mean - half, mean + half)}
+  low, high = plots.anytime_curves(bands, "", "", "").axes[0].get_ylim()
+  assert 0.88 < low < 0.90 and 0.92 < high < 0.94
