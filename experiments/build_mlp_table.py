@@ -18,6 +18,7 @@ import itertools
 import json
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ from nasjax.data.base import Dataset, Split, describe
 from nasjax.networks import mlp
 from nasjax.results import records
 from nasjax.runtime import Run
-from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.spaces.mlp_chain import Dense, MLPChain
 from nasjax.training.losses import get_task
 from nasjax.training.packing import LAYOUTS
 from nasjax.training.population import Child, device_data, population_trainer
@@ -190,7 +191,7 @@ def _keep(path: pathlib.Path, part: Part, children, dataset, start: float) -> No
 def accuracy(child: Child, split: Split) -> float:
   """Of a trained child on other rows, by NumPy: no program for each architecture."""
   x = split.x.astype(np.float32)
-  activations = {
+  activations: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda v: np.maximum(v, 0),
     "tanh": np.tanh,
     "sigmoid": lambda v: 0.5 * (1 + np.tanh(0.5 * v)),
@@ -198,7 +199,8 @@ def accuracy(child: Child, split: Split) -> float:
   }
   assert child.weights is not None
   for layer, weights in zip(child.layers, child.weights):
-    x = activations[layer.activation](x @ weights["kernel"] + weights["bias"])  # type: ignore[union-attr]
+    assert isinstance(layer, Dense)
+    x = activations[layer.activation](x @ weights["kernel"] + weights["bias"])
   last = child.weights[-1]
   logits = x @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
   return float((logits.argmax(-1) == split.y).mean())
@@ -239,18 +241,18 @@ def _finish(config, run: Run, genotypes, parts, read, dataset) -> None:
   }
   for k in range(1, config.epochs):
     arrays[f"ep{k}_{DATASET}_valid"] = curve[:, k - 1].astype(np.float32)
-  for rows, values in fewer.items():
-    arrays[f"rows{rows}_{DATASET}_valid"] = values.astype(np.float32)
+  for count, values in fewer.items():
+    arrays[f"rows{count}_{DATASET}_valid"] = values.astype(np.float32)
   path = run.workdir / "mlp_digits.npz"
   benchmarks.write(path, arrays)
   wall = float(sum(values["wall_seconds"] for values in read.values()))
   order = np.argsort(-curve[:, -1], kind="stable")
-  rows = []
+  shown = []
   for name, at in (("best", 0), ("median", size // 2), ("worst", size - 1)):
     i = order[at]
     words = space.describe(genotypes[i])
-    rows.append([name, words, f"{curve[i, -1]:.2f}", f"{test[i]:.2f}"])
-  run.table("the table", ["", "architecture", "validation, %", "test, %"], rows)
+    shown.append([name, words, f"{curve[i, -1]:.2f}", f"{test[i]:.2f}"])
+  run.table("the table", ["", "architecture", "validation, %", "test, %"], shown)
   size_mb = path.stat().st_size / 1e6
   run.log(f"{path}: {size:,} chains, {size_mb:.2f} MB, trained in {wall:.0f} s")
   run.write_summary(
@@ -261,7 +263,7 @@ def _finish(config, run: Run, genotypes, parts, read, dataset) -> None:
       "trainings": sum(len(part.indices) for part in parts),
       "train_seconds": wall,
       "megabytes": size_mb,
-      "shown": rows,
+      "shown": shown,
       "majority": common_run.majority_score(dataset),
       "environment": runtime.environment(),
       "command": run.command,

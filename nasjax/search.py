@@ -5,9 +5,10 @@ compiled program, over many seeds at once, for those that compute or look up.
 """
 
 import concurrent.futures
+import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -169,7 +170,7 @@ class _Search(NamedTuple):
   genotypes: jax.Array  # [N, D]
   score: jax.Array  # [N]
   cost: jax.Array  # [N]
-  count: jax.Array  # evaluations so far
+  done: jax.Array  # evaluations so far
   spent: jax.Array
   idle: jax.Array  # rounds without a new child, on end
   ended: jax.Array
@@ -183,7 +184,6 @@ def run_compiled(
   max_evaluations: int,
   budget: float | None = None,
   repeats: str = "free",
-  max_rounds: int | None = None,
   max_seeds: int = 1024,
 ) -> Trajectories:
   """Runs whole searches as one compiled program, one for each key.
@@ -202,7 +202,6 @@ def run_compiled(
       counted and ends the search. None for no such limit.
     repeats: "free", or "paid": a repeated genotype is evaluated again, at its cost
       (what the authors of NAS-Bench-201 did).
-    max_rounds: at most; None for no limit but the others.
     max_seeds: at once. More are cut into equal pieces, which bounds the memory; pieces
       run side by side on the cores of a CPU, or each over all devices where there are
       several.
@@ -213,80 +212,109 @@ def run_compiled(
   Raises:
     InputError: when a number is not positive, or `repeats` is something else.
   """
-  if max_evaluations < 1 or max_seeds < 1 or not len(keys_S):
+  search = compile_search(
+    strategy,
+    estimator,
+    len(keys_S),
+    max_evaluations=max_evaluations,
+    repeats=repeats,
+    max_seeds=max_seeds,
+  )
+  return search(keys_S, budget)
+
+
+def compile_search(
+  strategy: Strategy,
+  estimator: Estimator,
+  num_seeds: int,
+  *,
+  max_evaluations: int,
+  repeats: str = "free",
+  max_seeds: int = 1024,
+) -> Callable[..., Trajectories]:
+  """Compiles what `run_compiled` runs, to be run several times.
+
+  Returns:
+    `(keys [S], budget=None, state=None) -> Trajectories`. `state` is an estimator's
+    other than this one's first: another data set of the same table, for example.
+
+  Raises:
+    InputError: as `run_compiled`, which has the arguments.
+  """
+  if max_evaluations < 1 or max_seeds < 1 or num_seeds < 1:
     raise InputError("a search needs evaluations and at least one seed")
-  if budget is not None and not budget > 0:
-    raise InputError(f"the budget must be positive, got {budget}")
   if repeats not in ("free", "paid"):
     raise InputError(f"repeats are free or paid, got {repeats!r}")
   devices = jax.devices()
   on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
   workers = (os.cpu_count() or 1) if on_one_cpu else 1
-  num_seeds = len(keys_S)
   pieces = max(min(workers, num_seeds), math.ceil(num_seeds / max_seeds))
   size = math.ceil(num_seeds / pieces)
   size = math.ceil(size / len(devices)) * len(devices)
-  pieces = math.ceil(num_seeds / size)
   # The last piece is filled up with repeats of the first seed.
-  padded = np.concatenate(
-    [np.arange(num_seeds), np.zeros(pieces * size - num_seeds, int)]
-  )
-  sharding = NamedSharding(Mesh(np.array(devices), ("seeds",)), PartitionSpec("seeds"))
+  numbers = np.arange(math.ceil(num_seeds / size) * size)
+  which = np.where(numbers < num_seeds, numbers, 0).reshape(-1, size)
+  mesh = Mesh(np.array(devices), ("seeds",))
+  by_seed = NamedSharding(mesh, PartitionSpec("seeds"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
 
-  def whole(keys_S, budget):
+  @functools.partial(jax.jit, in_shardings=(by_seed, everywhere, everywhere))
+  def whole(keys_S, state, budget):
     return _search(
-      strategy,
-      estimator,
-      keys_S,
-      max_evaluations,
-      budget,
-      repeats == "paid",
-      max_rounds,
+      strategy, estimator, keys_S, state, budget, max_evaluations, repeats == "paid"
     )
 
-  limit = jnp.float32(jnp.inf if budget is None else budget)
-  parts = [
-    jax.device_put(keys_S[padded[i * size : (i + 1) * size]], sharding)
-    for i in range(pieces)
-  ]
-  compiled = jax.jit(whole).lower(parts[0], limit).compile()
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    done = list(
-      pool.map(lambda keys: jax.tree.map(np.asarray, compiled(keys, limit)), parts)
-    )
-  genotypes, score, cost, count, ended = (
-    np.concatenate(leaves)[:num_seeds] for leaves in zip(*done)
-  )
-  return Trajectories(genotypes, score, cost, count, ended)
+  first_state = estimator.init(jax.random.key(0))
+  some_keys = jax.random.split(jax.random.key(0), size)
+  compiled = whole.lower(some_keys, first_state, jnp.float32(0)).compile()
+
+  def search(
+    keys_S: jax.Array, budget: float | None = None, state: Any = None
+  ) -> Trajectories:
+    if len(keys_S) != num_seeds:
+      raise InputError(f"compiled for {num_seeds} seeds, got {len(keys_S)}")
+    if budget is not None and not budget > 0:
+      raise InputError(f"the budget must be positive, got {budget}")
+    limit = jnp.float32(jnp.inf if budget is None else budget)
+    given = first_state if state is None else state
+
+    def piece(rows):
+      keys = jax.device_put(keys_S[rows], by_seed)
+      return jax.tree.map(np.asarray, compiled(keys, given, limit))
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      done = list(pool.map(piece, which))
+    return Trajectories(*(np.concatenate(leaf)[:num_seeds] for leaf in zip(*done)))
+
+  return search
 
 
 def _search(
-  strategy, estimator, keys_S, max_evaluations, budget, paid, max_rounds
+  strategy, estimator, keys_S, estimator_state, budget, max_evaluations, paid
 ) -> tuple[jax.Array, ...]:
   """The compiled loop: leaves of `Trajectories`."""
 
   def start(key):
     init_key, rounds_key = keys.named(key, "init", "rounds")
-    strategy_key, estimator_key = keys.named(init_key, "strategy", "estimator")
-    strategy_state = strategy.init(strategy_key)
+    strategy_state = strategy.init(keys.named(init_key, "strategy")[0])
     length = jax.eval_shape(strategy.ask, jax.random.key(0), strategy_state)[0].shape[1]
     state = _Search(
       strategy=strategy_state,
       genotypes=jnp.full((max_evaluations, length), -1, jnp.int32),
       score=jnp.full(max_evaluations, jnp.nan),
       cost=jnp.zeros(max_evaluations),
-      count=jnp.int32(0),
+      done=jnp.int32(0),
       spent=jnp.float32(0),
       idle=jnp.int32(0),
       ended=jnp.bool_(False),
     )
-    return state, rounds_key, estimator_key
+    return state, rounds_key
 
   def running(state):
-    going = ~state.ended & (state.count < max_evaluations)
+    going = ~state.ended & (state.done < max_evaluations)
     return going & (state.idle < MAX_IDLE_ROUNDS)
 
-  def one_round(state, estimator_state, rounds_key, number):
+  def one_round(state, rounds_key, number):
     round_key = jax.random.fold_in(rounds_key, number)
     ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
     asked, strategy_state = strategy.ask(ask_key, state.strategy)
@@ -306,40 +334,34 @@ def _search(
     within = spent <= budget
     # A seed that is done goes on while others do, and nothing of it is kept.
     kept = is_new & within & running(state)
-    place = jnp.where(kept, state.count + jnp.cumsum(kept) - 1, max_evaluations)
+    place = jnp.where(kept, state.done + jnp.cumsum(kept) - 1, max_evaluations)
     strategy_state, _ = strategy.tell(tell_key, strategy_state, asked, score)
     return _Search(
       strategy=strategy_state,
       genotypes=state.genotypes.at[place].set(asked, mode="drop"),
       score=state.score.at[place].set(score, mode="drop"),
       cost=state.cost.at[place].set(cost, mode="drop"),
-      count=jnp.minimum(state.count + kept.sum(), max_evaluations),
+      done=jnp.minimum(state.done + kept.sum(), max_evaluations),
       spent=spent[-1],
       idle=jnp.where(is_new.any(), 0, state.idle + 1),
       ended=state.ended | (running(state) & ~within[-1]),
     )
 
-  state_S, rounds_key_S, estimator_key_S = jax.vmap(start)(keys_S)
-  # A table is the same for every seed: it is not vmapped.
-  estimator_state = estimator.init(estimator_key_S[0])
+  state_S, rounds_key_S = jax.vmap(start)(keys_S)
 
   def body(carry):
     state_S, number = carry
-    state_S = jax.vmap(one_round, (0, None, 0, None))(
-      state_S, estimator_state, rounds_key_S, number
-    )
+    state_S = jax.vmap(one_round, (0, 0, None))(state_S, rounds_key_S, number)
     return state_S, number + 1
 
   def going(carry):
-    state_S, number = carry
-    more = True if max_rounds is None else number < max_rounds
-    return jax.vmap(running)(state_S).any() & more
+    return jax.vmap(running)(carry[0]).any()
 
   state_S, _ = jax.lax.while_loop(going, body, (state_S, jnp.int32(0)))
   return (
     state_S.genotypes,
     state_S.score,
     state_S.cost,
-    state_S.count,
+    state_S.done,
     state_S.ended,
   )
