@@ -6,8 +6,11 @@ import pytest
 from nasjax import search
 from nasjax.core.types import Evaluation, InputError
 from nasjax.estimators.base import Estimator
+from nasjax.runtime import CompileCounter
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.base import Strategy
+from nasjax.strategies.evolution import evolution
+from nasjax.strategies.local_search import local_search
 from nasjax.strategies.random_search import random_search
 
 SPACE = MLPChain(widths=(8, 16), activations=("relu",), max_layers=3)  # 2 + 2 * 3 = 8
@@ -88,3 +91,125 @@ def test_a_search_that_found_nothing_says_so():
     search.best(rounds)
   with pytest.raises(InputError, match="at least one round"):
     next(search.run(strategy, failing, jax.random.key(0), num_rounds=0))
+
+
+TABLE = jax.random.uniform(jax.random.key(7), (8,))
+
+
+def looked_up():
+  """A jittable estimator: a score for each of the eight chains, one of them failed."""
+
+  def estimate(key, state, genotypes, fidelity=None):
+    del key, fidelity
+    number = jax.vmap(SPACE.index)(jnp.asarray(genotypes))
+    score = jnp.where(number == 5, jnp.nan, state[number])
+    return state, Evaluation(score, 1.0 + number, score[:, None], {})
+
+  return Estimator(lambda key: TABLE, estimate)
+
+
+MADE = {
+  "random_search": lambda: random_search(SPACE, population=3, max_evaluations=8),
+  "evolution": lambda: evolution(SPACE, population=3, sample=2),
+  "local_search": lambda: local_search(SPACE, children=2),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_compiled_searches_do_what_the_loop_does(name):
+  strategy, seeds = MADE[name](), jax.random.split(jax.random.key(1), 3)
+  done = search.run_compiled(strategy, looked_up(), seeds, max_evaluations=6)
+  for i, key in enumerate(seeds):
+    rounds = search.run(strategy, looked_up(), jax.random.clone(key), num_rounds=60)
+    genotypes, scores = [], []
+    for each in rounds:
+      genotypes += list(each.genotypes)
+      scores += list(each.evaluation.score)
+      if len(scores) >= 6:
+        break
+    count = min(len(scores), 6)
+    assert done.num_evaluations[i] == count
+    np.testing.assert_array_equal(done.genotypes[i, :count], genotypes[:count])
+    np.testing.assert_allclose(done.score[i, :count], scores[:count], rtol=1e-6)
+  assert not done.ended.any()
+
+
+def test_a_budget_of_cost_ends_a_search_before_what_would_pass_it():
+  strategy = random_search(SPACE, population=2, max_evaluations=8)
+  keys = jax.random.split(jax.random.key(2), 5)
+  free = search.run_compiled(
+    strategy, looked_up(), jax.random.clone(keys), max_evaluations=8
+  )
+  done = search.run_compiled(
+    strategy, looked_up(), keys, max_evaluations=8, budget=15.0
+  )
+  assert (free.num_evaluations == 8).all() and done.ended.all()
+  for i in range(5):
+    within = int((np.cumsum(free.cost[i]) <= 15.0).sum())
+    assert done.num_evaluations[i] == within < 8
+    np.testing.assert_array_equal(
+      done.genotypes[i, :within], free.genotypes[i, :within]
+    )
+    assert (done.genotypes[i, within:] == -1).all()
+    assert np.isnan(done.score[i, within:]).all()
+  best, at = done.incumbents()
+  for i in range(5):
+    scores = done.score[i, : done.num_evaluations[i]]
+    assert at[i] == np.nanargmax(scores)
+    np.testing.assert_array_equal(best[i], done.genotypes[i, at[i]])
+
+
+def test_paid_repeats_count_and_free_ones_do_not():
+  only = jnp.asarray(SPACE.parse("8 relu"))[None]
+
+  def ask(key, state):
+    return only, state
+
+  stubborn = Strategy(lambda key: 0, ask, lambda key, s, g, v: (s, {}))
+  keys = jax.random.split(jax.random.key(0), 2)
+  options = {"max_evaluations": 4}
+  free = search.run_compiled(stubborn, looked_up(), jax.random.clone(keys), **options)
+  assert (free.num_evaluations == 1).all()
+  paid = search.run_compiled(stubborn, looked_up(), keys, repeats="paid", **options)
+  assert (paid.num_evaluations == 4).all() and (paid.cost[:, :4] == 1.0).all()
+
+
+def test_pieces_and_padding_change_nothing():
+  strategy = random_search(SPACE, population=2, max_evaluations=8)
+  keys = jax.random.split(jax.random.key(3), 5)
+  whole, cut = (
+    search.run_compiled(
+      strategy, looked_up(), jax.random.clone(keys), max_evaluations=4, max_seeds=size
+    )
+    for size in (1024, 2)
+  )
+  for a, b in zip(whole, cut):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_another_table_of_the_same_shape_needs_no_compilation():
+  strategy = random_search(SPACE, population=2, max_evaluations=8)
+  compiled = search.compile_search(strategy, looked_up(), 3, max_evaluations=8)
+  keys = jax.random.split(jax.random.key(4), 3)
+  first = compiled(jax.random.clone(keys))
+  with CompileCounter() as again:
+    other = compiled(keys, state=-TABLE)
+  assert again.count == 0
+  np.testing.assert_array_equal(other.genotypes, first.genotypes)
+  np.testing.assert_allclose(other.score, -first.score)
+
+
+@pytest.mark.parametrize(
+  ("options", "what"),
+  [
+    ({"max_evaluations": 0}, "at least one seed"),
+    ({"max_evaluations": 4, "repeats": "cheap"}, "free or paid"),
+    ({"max_evaluations": 4, "budget": 0.0}, "budget must be positive"),
+  ],
+)
+def test_compiled_searches_refuse(options, what):
+  strategy = random_search(SPACE, population=2, max_evaluations=8)
+  with pytest.raises(InputError, match=what):
+    search.run_compiled(
+      strategy, looked_up(), jax.random.split(jax.random.key(0), 2), **options
+    )

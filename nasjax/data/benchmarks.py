@@ -148,7 +148,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
   """
   path = pathlib.Path(path)
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
+  columns: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
+  np.savez_compressed(buffer, **columns)
   partial = path.with_name(f".{path.name}.partial.npz")
   try:
     partial.write_bytes(buffer.getvalue())

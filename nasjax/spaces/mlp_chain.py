@@ -235,13 +235,13 @@ class MLPChain:
       jnp.where(weights_M[:, None] > 0, genotypes_MD, genotype), weights_M
     )
 
-  def _starts(self) -> tuple[np.ndarray, np.ndarray]:
-    """First index of the chains with 1, 2... layers, and place values `[D - 1]`."""
+  def _starts(self) -> np.ndarray:
+    """`[D - 1]` first number of the chains with 1, 2... layers."""
     if self.size >= 2**31:
       raise InputError(f"this space has {self.size:,} chains: too many to number")
     later = self.num_dense + self.has_dropout
     of_length = self.num_dense * later ** np.arange(self.length - 1)
-    return np.concatenate([[0], np.cumsum(of_length)[:-1]]), of_length
+    return np.concatenate([[0], np.cumsum(of_length)[:-1]])
 
   def index(self, genotype: jax.Array) -> jax.Array:
     """Its number: shorter chains first, then as words; see `spaces.base.Enumerable`.
@@ -249,7 +249,7 @@ class MLPChain:
     Raises:
       InputError: the space has more chains than an int32 can number.
     """
-    starts, of_length = self._starts()
+    starts = self._starts()
     later = self.num_dense + self.has_dropout
     count = self.num_layers(genotype)
 
@@ -261,11 +261,11 @@ class MLPChain:
 
   def at(self, index: jax.Array | int) -> jax.Array:
     """The chain of a number; the inverse of `index`."""
-    starts, of_length = self._starts()
+    starts = self._starts()
     later = self.num_dense + self.has_dropout
-    starts = jnp.asarray(starts, jnp.int32)
-    count = (index >= starts).sum()
-    value = jnp.asarray(index - starts[count - 1], jnp.int32)
+    first = jnp.asarray(starts, jnp.int32)
+    count = (index >= first).sum()
+    value = jnp.asarray(index - first[count - 1], jnp.int32)
 
     def write(back, state):
       genotype, value = state

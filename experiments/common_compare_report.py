@@ -1,0 +1,211 @@
+"""What a comparison of strategies says: tables, pictures and a sentence."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nasjax.results import comparison, plots, report, tables
+from nasjax.runtime import Run
+
+
+def _accuracy(value: Mapping[str, Any]) -> str:
+  """Mean ± standard deviation, in percent."""
+  return f"{100 * value['mean']:.2f} ± {100 * value['std']:.2f}"
+
+
+def _signed(value: float | None) -> str:
+  return tables.DASH if value is None else f"{value:+.1f}"
+
+
+def tables_of(summary: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
+  """A table for each protocol and each data set that it judges."""
+  made = []
+  for protocol in summary["protocols"]:
+    for dataset in protocol["judged"]:
+      rows = [
+        row
+        for row in summary["results"]
+        if (row["protocol"], row["dataset"]) == (protocol["name"], dataset)
+      ]
+      cells = []
+      for row in sorted(rows, key=lambda row: -row["test"]["mean"]):
+        theirs = row.get("published") or {}
+        shown = [tables.DASH, tables.DASH, tables.DASH]
+        if theirs:
+          shown = [
+            f"{theirs['valid']:.2f} ± {theirs['valid_std']:.2f}",
+            f"{theirs['test']:.2f} ± {theirs['test_std']:.2f}",
+            f"{_signed(theirs['valid_errors'])} / {_signed(theirs['test_errors'])}",
+          ]
+        cells.append(
+          [
+            row["strategy"],
+            _accuracy(row["valid"]),
+            _accuracy(row["test"]),
+            f"{100 * row['test']['sem']:.3f}",
+            f"{100 * row['valid_regret']['mean']:.2f}",
+            f"{100 * row['test_regret']['mean']:.2f}",
+            f"{row['evaluations']:.0f}",
+            *shown,
+          ]
+        )
+      columns = [
+        ("strategy", False),
+        ("validation, %", True),
+        ("test, %", True),
+        ("standard error", True),
+        ("validation regret", True),
+        ("test regret", True),
+        ("evaluations", True),
+        ("published validation", True),
+        ("published test", True),
+        ("difference in standard errors", True),
+      ]
+      table = tables.table(columns, cells)
+      if table is not None:
+        made.append((_title(protocol, dataset), table))
+  return made
+
+
+def _title(protocol: Mapping[str, Any], dataset: str) -> str:
+  epochs = protocol["epochs"]
+  at = f" after {epochs} epochs" if epochs else ""
+  return f"{protocol['name']}: {dataset}, searched on {protocol['searched']}{at}"
+
+
+def _pairs(summary: Mapping[str, Any], protocol: str, dataset: str):
+  return [
+    comparison.Pair(
+      **{k: v for k, v in pair.items() if k not in ("protocol", "dataset")}
+    )
+    for pair in summary["pairs"]
+    if (pair["protocol"], pair["dataset"]) == (protocol, dataset)
+  ]
+
+
+def sentences(summary: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+  """What the tests say, by protocol and data set."""
+  said = {}
+  for protocol in summary["protocols"]:
+    for dataset in protocol["judged"]:
+      pairs = _pairs(summary, protocol["name"], dataset)
+      if pairs:
+        said[protocol["name"], dataset] = comparison.sentence(pairs)
+  return said
+
+
+def _p(value: float) -> str:
+  if not math.isfinite(value):
+    return tables.DASH
+  return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def write(run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any]):
+  """`report.html` and `report.md`; the path of the first."""
+  said = sentences(summary)
+  sections = []
+  of_table = dict(tables_of(summary))
+  for protocol in summary["protocols"]:
+    name = protocol["name"]
+    budget = protocol["seconds"]
+    unit = "evaluations" if budget is None else "simulated seconds of training"
+    bands = {
+      strategy: (c["grid"], 100 * c["mean"], 100 * c["low"], 100 * c["high"])
+      for strategy, c in curves[name].items()
+    }
+    figure = plots.anytime_curves(
+      bands,
+      unit,
+      "test regret of the incumbent, points",
+      f"{name}: {protocol['searched']}",
+      log_x=True,
+      lower_is_better=True,
+    )
+    note = "Mean over the seeds with its 95 % interval; lower is better."
+    picture = {"svg": plots.to_svg(figure), "note": note, "title": name}
+    for i, dataset in enumerate(protocol["judged"]):
+      title = _title(protocol, dataset)
+      sections.append(
+        report.Section(
+          title,
+          of_table.get(title),
+          [said.get((name, dataset), "")],
+          [picture] if i == 0 else [],
+        )
+      )
+      rows = [
+        [
+          p.better,
+          p.worse,
+          f"{100 * p.difference:.2f}",
+          _p(p.p),
+          _p(p.p_holm),
+        ]
+        for p in _pairs(summary, name, dataset)
+      ]
+      columns = [
+        ("better", False),
+        ("than", False),
+        ("by, points", True),
+        ("p", True),
+        ("p, Holm", True),
+      ]
+      sections.append(
+        report.Section(
+          f"Tests, {title}",
+          tables.table(columns, rows),
+          [
+            "Mann-Whitney's test of test accuracies, one-sided; Holm's correction is "
+            "for both sides and all pairs."
+          ],
+          folded=True,
+        )
+      )
+  columns = [
+    ("data set", False),
+    ("epochs", True),
+    ("cost, share", True),
+    ("Kendall's tau with full validation", True),
+    ("with test", True),
+  ]
+  rows = [
+    [
+      row["dataset"],
+      str(row["epochs"]),
+      f"{row['cost']:.3f}",
+      tables.number(row["tau_valid"]),
+      tables.number(row["tau_test"]),
+    ]
+    for row in summary["fidelities"]
+  ]
+  sections += [
+    report.Section("Lower fidelities", tables.table(columns, rows)),
+    report.Section(
+      "Costs",
+      tables.pairs(
+        [
+          ("searching, seconds, compilation included", summary.get("search_seconds")),
+          ("compiling, seconds", summary.get("compile_seconds")),
+          ("programs compiled or fetched", summary.get("num_compiles")),
+        ]
+      ),
+    ),
+    report.Section(
+      "Configuration", tables.pairs(tables.flatten(run.config)), folded=True
+    ),
+    report.Section("Environment", tables.pairs(summary["environment"].items())),
+    report.Section("Run it again", command=summary["command"]),
+  ]
+  first = summary["protocols"][0]
+  headline = said.get((first["name"], first["judged"][0]), "")
+  return report.write_page(
+    run.workdir,
+    {
+      "experiment": run.experiment,
+      "status": f"{summary['table']}, {summary['architectures']:,} architectures, "
+      f"{summary['seeds']} seeds, {summary['status']}",
+      "headline": f"{first['judged'][0]}, {first['name']} protocol: {headline}",
+      "warnings": [],
+      "sections": [s for s in sections if s.table or s.notes or s.plots or s.command],
+    },
+  )
