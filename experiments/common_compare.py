@@ -221,9 +221,17 @@ def compare(
 
 
 def _searches(name, config, run, space, benchmark, protocols, estimators):
-  """`Trajectories` of one strategy under each protocol; one compilation for all."""
+  """`Trajectories` of one strategy under each protocol; one compilation for all.
+
+  Protocols that search alike, and only read other figures, share their searches.
+  """
   compiled: dict[Any, Any] = {}
+  made: dict[Any, search.Trajectories] = {}
   for protocol, estimator in zip(protocols, estimators):
+    alike = protocol.searched, protocol.epochs, protocol.seconds
+    if alike in made:
+      yield made[alike]
+      continue
     measured = benchmark.on(protocol.searched)
     level = -1 if protocol.epochs is None else 0
     if protocol.epochs is not None:
@@ -235,10 +243,7 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       fit = math.ceil(max(fit, 20) / 10) * 10
       capacity = min(fit, config.budget_evaluations or fit)
     state = estimator.init(jax.random.key(0))
-    name_key, protocol_key = keys.named(run.key, name, protocol.name)
-    seed_keys = jax.random.split(
-      jax.random.fold_in(name_key, int(jax.random.bits(protocol_key))), config.seeds
-    )
+    search_key = keys.named(run.key, f"{name} on {protocol.searched}")[0]
     while True:
       kind = (capacity, level, len(measured.epochs))
       if kind not in compiled:
@@ -249,6 +254,7 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
           max_evaluations=capacity,
           repeats=config.repeats,
         )
+      seed_keys = jax.random.split(jax.random.clone(search_key), config.seeds)
       done = compiled[kind](seed_keys, protocol.seconds, state)
       full = ~done.ended & (done.num_evaluations == capacity)
       limited = config.budget_evaluations is not None and (
@@ -257,6 +263,7 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       if protocol.seconds is None or limited or not full.any():
         break
       capacity *= 2
+    made[alike] = done
     yield done
 
 

@@ -7,7 +7,6 @@ compiled program, over many seeds at once, for those that compute or look up.
 import concurrent.futures
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from nasjax.core import keys
 from nasjax.core.types import Evaluation, InputError, Round
 from nasjax.estimators.base import Estimator
 from nasjax.strategies.base import Strategy
+from nasjax.training import profile
 
 # A strategy that finds nothing new for so long is at its end.
 MAX_IDLE_ROUNDS = 100
@@ -247,7 +247,7 @@ def compile_search(
     raise InputError(f"repeats are free or paid, got {repeats!r}")
   devices = jax.devices()
   on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
-  workers = (os.cpu_count() or 1) if on_one_cpu else 1
+  workers = profile.cores() if on_one_cpu else 1
   pieces = max(min(workers, num_seeds), math.ceil(num_seeds / max_seeds))
   size = math.ceil(num_seeds / pieces)
   size = math.ceil(size / len(devices)) * len(devices)

@@ -1,3 +1,10 @@
+"""The search loop, and the same loop compiled over seeds."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,9 +198,9 @@ def test_another_table_of_the_same_shape_needs_no_compilation():
   strategy = random_search(SPACE, population=2, max_evaluations=8)
   compiled = search.compile_search(strategy, looked_up(), 3, max_evaluations=8)
   keys = jax.random.split(jax.random.key(4), 3)
-  first = compiled(jax.random.clone(keys))
+  first, negative = compiled(jax.random.clone(keys)), -TABLE
   with CompileCounter() as again:
-    other = compiled(keys, state=-TABLE)
+    other = compiled(keys, state=negative)
   assert again.count == 0
   np.testing.assert_array_equal(other.genotypes, first.genotypes)
   np.testing.assert_allclose(other.score, -first.score)
@@ -213,3 +220,43 @@ def test_compiled_searches_refuse(options, what):
     search.run_compiled(
       strategy, looked_up(), jax.random.split(jax.random.key(0), 2), **options
     )
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from nasjax import search
+from nasjax.core.types import Evaluation
+from nasjax.estimators.base import Estimator
+from nasjax.spaces.categorical import Categorical
+from nasjax.strategies.evolution import evolution
+
+space = Categorical((4, 4, 4))
+
+def estimate(key, state, genotypes, fidelity=None):
+  score = jnp.asarray(genotypes).sum(-1) + 0.0
+  return state, Evaluation(score, jnp.ones(len(score)), score[:, None], {})
+
+keys = jax.random.split(jax.random.key(0), 11)  # 11: the last piece is filled up
+strategy = evolution(space, population=4, sample=2)
+done = search.run_compiled(
+  strategy, Estimator(lambda key: 0, estimate), keys, max_evaluations=12)
+assert len(jax.devices()) == int({devices})
+print(done.genotypes.tolist(), done.num_evaluations.tolist())
+"""
+
+
+def test_searches_sharded_over_devices_are_the_same():
+  found = []
+  for devices in (1, 4):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    finished = subprocess.run(
+      [sys.executable, "-c", SHARDED.format(devices=devices)],
+      env={**os.environ, "XLA_FLAGS": flags},
+      cwd=pathlib.Path(__file__).resolve().parents[1],
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    found.append(finished.stdout)
+  assert found[0] == found[1] and found[0].startswith("[[[")
