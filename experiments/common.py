@@ -15,6 +15,7 @@ from nasjax.spaces.mlp_chain import ACTIVATIONS, MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
+from nasjax.training import rungs
 from nasjax.training.packing import LAYOUTS
 from nasjax.training.population import DTYPES
 from nasjax.training.profile import DEVICES
@@ -69,6 +70,10 @@ class EstimatorConfig:
   one_shot: str = field(
     "off", "share weights by bigram, which writer wins", ("off", "last", "best")
   )
+  rungs: tuple[int, ...] = field(
+    (), "epochs after which only the best 1 / eta go on, the last = epochs; empty = off"
+  )
+  eta: int = field(3, "one of so many children goes on at a rung")
   layout: str = field("auto", "how a population is compiled", LAYOUTS)
   memory_limit_gb: float | None = field(
     None, "of a vmapped population on each device; none for what is free"
@@ -185,6 +190,13 @@ def check(config: MLPNASConfig) -> MLPChain:
   if limit is not None and not limit > 0:
     raise InputError(
       f"--config.estimator.memory_limit_gb must be positive, got {limit}"
+    )
+  if config.estimator.rungs:
+    rungs.begin(
+      config.estimator.rungs,
+      config.estimator.eta,
+      config.estimator.epochs,
+      "--config.estimator.rungs",
     )
   if not 0 < config.retrain.stop_fraction < 1:
     raise InputError(

@@ -255,6 +255,7 @@ def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
       "score": score if np.isfinite(score) else None,
       "failure": info["failure"][i],
       "epochs_run": info["epochs_run"][i],
+      "stopped_at_rung": info["stopped_at_rung"][i],
       "num_params": info["num_params"][i],
       "flops": info["flops"][i],
       "shared_layers": info["shared_layers"][i],

@@ -5,7 +5,7 @@ survey's mean weighted by the epoch's number, so that fast learners count for mo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from nasjax.estimators.base import Estimator
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training import profile, shared_weights
+from nasjax.training import rungs as rungs_lib
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Layout, Plan
 from nasjax.training.population import Child, device_data, population_trainer
@@ -45,6 +46,7 @@ def evaluation_of(
     "flops": [mlp.flops(child.layers, *sizes) for child in children],
     "failure": [child.failure for child in children],
     "shared_layers": list(shared_layers),
+    "stopped_at_rung": [child.stopped_at_rung for child in children],
   }
   return Evaluation(
     score=np.asarray(scores, np.float32),
@@ -52,6 +54,18 @@ def evaluation_of(
     curve=np.stack([child.curve for child in children]),
     info=info,
   )
+
+
+class TrainedState(NamedTuple):
+  """What one round leaves to the next.
+
+  Attributes:
+    shared: weights by bigram, empty without one-shot.
+    halving: what earlier children reached at each rung; None without rungs.
+  """
+
+  shared: shared_weights.SharedWeights
+  halving: rungs_lib.Halving | None
 
 
 def trained(
@@ -65,6 +79,8 @@ def trained(
   patience: int = 3,
   score: str = "weighted",
   one_shot: shared_weights.Rule = "off",
+  rungs: Sequence[int] = (),
+  eta: int = 3,
   layout: Layout = "auto",
   device: str = "measured",
   num_devices: int | None = None,
@@ -87,6 +103,11 @@ def trained(
     patience: epochs without a lower validation loss before a child stops.
     score: "weighted" (the survey's), "best" or "last" epoch.
     one_shot: share weights by bigram, see `training.shared_weights`.
+    rungs: epochs, rising, the last of them all `epochs`: after each of the others a
+      child goes on only if its highest validation metric until then is among the best
+      1 / eta of those who reached that rung in earlier rounds and itself (Li et al.,
+      MLSys 2020; `training.rungs` has the rule). Empty to train all to the end.
+    eta: see rungs; at least 2.
     layout: see `training.packing`.
     device: what plans suppose of the device: "measured", or out of `profile.GIVEN`.
     num_devices: see `training.population`, as are the next three.
@@ -98,12 +119,22 @@ def trained(
     on_plan: called with a round's plan before it starts.
 
   Returns:
-    An `Estimator` (host side). Its state is a `SharedWeights` table, empty without
-    one-shot. `Evaluation.info` has `epochs_run`, `num_params`, `flops`, `failure` and
-    `shared_layers`. The cost is in seconds of run time.
+    An `Estimator` (host side). Its state is a `TrainedState`. `Evaluation.info` has
+    `epochs_run`, `num_params`, `flops`, `failure`, `shared_layers` and
+    `stopped_at_rung`. The cost is in seconds of run time.
+
+  A child that a rung stopped was measured and has not failed: its curve is NaN from
+  there on, and its score is `score`'s over the epochs that it ran, as of one that ran
+  out of patience. With "best" it is never the search's best: others had more at that
+  rung. With "weighted" or "last" it may be, since a score over fewer epochs is another
+  measure. With a `final_rate` below 1 the rate falls over all epochs, rungs or not, so
+  a stopped child is not measured at the low rates at which those that went on end. The
+  first round is trained in full: rungs save in searches of many rounds, and they
+  prefer what learns fast. The planner still expects all epochs of every child.
 
   Raises:
-    InputError: for a score, a rule or a device that does not exist.
+    InputError: for a score, a rule or a device that does not exist, or rungs that
+      cannot be.
   """
   if score not in SCORES:
     raise InputError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
@@ -113,6 +144,7 @@ def trained(
     raise InputError(
       f"unknown device {device!r}; there are {', '.join(profile.DEVICES)}"
     )
+  first_halving = rungs_lib.begin(rungs, eta, epochs) if rungs else None
   num_features, num_outputs = dataset.num_features, dataset.num_outputs
   train = population_trainer(
     space,
@@ -133,21 +165,25 @@ def trained(
   def child_score(child: Child) -> float:
     return float("nan") if child.failure else float(score_of(child.curve))
 
-  def init(key: jax.Array) -> shared_weights.SharedWeights:
+  def init(key: jax.Array) -> TrainedState:
     del key
-    return shared_weights.empty()
+    return TrainedState(shared_weights.empty(), first_halving)
 
   def estimate(
-    key: jax.Array, state: Any, genotypes: np.ndarray, fidelity: int | None = None
-  ) -> tuple[Any, Evaluation]:
+    key: jax.Array,
+    state: TrainedState,
+    genotypes: np.ndarray,
+    fidelity: int | None = None,
+  ) -> tuple[TrainedState, Evaluation]:
     if fidelity not in (None, epochs):
       raise InputError(
         f"this estimator trains {epochs} epochs; build another one for {fidelity}"
       )
+    shared, halving = state
     shared_layers: dict[Any, int] = {}
 
     def load(layers, fresh):
-      weights, shared_layers[layers] = shared_weights.load(state, layers, fresh)
+      weights, shared_layers[layers] = shared_weights.load(shared, layers, fresh)
       return weights
 
     def report(i: int, child: Child) -> None:
@@ -157,8 +193,8 @@ def trained(
     children = train(
       key,
       genotypes,
-      Hyper(learning_rate, patience, final_rate=final_rate),
-      load=load if state.weights else None,
+      Hyper(learning_rate, patience, final_rate=final_rate, halving=halving),
+      load=load if shared.weights else None,
       on_child=report,
       on_plan=on_plan,
     )
@@ -169,8 +205,12 @@ def trained(
         for child, value in zip(children, scores)
         if child.weights is not None
       ]
-      state = shared_weights.store(state, trained_children, one_shot)
-    shared = [shared_layers.get(child.layers, 0) for child in children]
-    return state, evaluation_of(children, scores, num_features, num_outputs, shared)
+      shared = shared_weights.store(shared, trained_children, one_shot)
+    loaded = [shared_layers.get(child.layers, 0) for child in children]
+    evaluation = evaluation_of(children, scores, num_features, num_outputs, loaded)
+    if halving:
+      failed = [child.failure is not None for child in children]
+      halving = halving.after(np.asarray(evaluation.curve), failed)
+    return TrainedState(shared, halving), evaluation
 
   return Estimator(init, estimate)

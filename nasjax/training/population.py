@@ -57,6 +57,7 @@ class Child(NamedTuple):
     seconds: run time, compilation apart (a vmapped program's time is shared out
       equally).
     failure: why it failed, in a few words; None when it did not.
+    stopped_at_rung: a rung stopped it after its last epoch, see `training.rungs`.
   """
 
   layers: tuple[Layer, ...]
@@ -67,6 +68,7 @@ class Child(NamedTuple):
   best_epoch: int
   seconds: float
   failure: str | None
+  stopped_at_rung: bool = False
 
 
 DTYPES = ("float32", "bfloat16")
@@ -470,6 +472,7 @@ def _child(
     best_epoch=int(book.best_epoch[row]),
     seconds=seconds,
     failure=f"diverged in epoch {epochs_run}" if failed else None,
+    stopped_at_rung=bool(book.stopped_at_rung[row]),
   )
 
 

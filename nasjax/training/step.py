@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.training.losses import Task
+from nasjax.training.rungs import Halving
 
 # Above this many rows a validation pass is cut into pieces of at most the second size:
 # its activations then stay small beside the weights, and on a CPU in the caches, which
@@ -56,6 +57,7 @@ class Hyper(NamedTuple):
       classifier's accuracy goes on rising after its loss has begun to).
     final_rate: the learning rate falls linearly, step by step, to this part of itself
       at the end of the last epoch that there may be; 1 keeps it.
+    halving: stops children at rungs too; None for no rungs.
   """
 
   learning_rate: float
@@ -64,6 +66,7 @@ class Hyper(NamedTuple):
   restore_best: bool = True
   monitor_metric: bool = False
   final_rate: float = 1.0
+  halving: Halving | None = None
 
   def schedule(self, num_epochs: int, steps_per_epoch: int) -> "Schedule":
     """What Adam multiplies with at every step that there may be, `[T, S]` each."""
@@ -259,6 +262,7 @@ class EarlyStopping:
     best_epoch: `[P]`, from 1; 0 when there was none.
     diverged: `[P]`, a loss became NaN or infinite, and training stopped there.
     active: `[P]`, which children go on.
+    stopped_at_rung: `[P]` bool, a rung alone stopped it: it would have gone on.
   """
 
   def __init__(self, population: int, num_epochs: int, hyper: Hyper):
@@ -270,6 +274,7 @@ class EarlyStopping:
     self.best_epoch = np.zeros(population, np.int32)
     self.diverged = np.zeros(population, bool)
     self.active = np.ones(population, bool)
+    self.stopped_at_rung = np.zeros(population, bool)
     self._best = np.full((population, 2), -np.inf, np.float32)
 
   def record(self, members: np.ndarray, result: EpochResult) -> np.ndarray:
@@ -300,7 +305,13 @@ class EarlyStopping:
     self.diverged[members] = diverged
     waited = self.epochs_run[members] - self.best_epoch[members]
     patient = waited < self._hyper.patience
-    self.active[members] = ~diverged & patient & (epoch + 1 < self._last_epoch)
+    goes_on = ~diverged & patient & (epoch + 1 < self._last_epoch)
+    if self._hyper.halving:
+      reached = np.where(np.isnan(self.curve[members]), -np.inf, self.curve[members])
+      passes = self._hyper.halving.goes_on(epoch + 1, reached.max(-1))
+      self.stopped_at_rung[members] = goes_on & ~passes
+      goes_on &= passes
+    self.active[members] = goes_on
     return better | (not self._hyper.restore_best)
 
 

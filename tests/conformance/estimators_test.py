@@ -40,7 +40,8 @@ class Member(NamedTuple):
 def spoil_weights(state):
   """A table of shared weights with NaN for a pair of layers that one child has."""
   layer = {"kernel": np.full((8, 4), np.nan, np.float32), "bias": np.zeros(4, "f")}
-  return state._replace(weights={**state.weights, "8 relu>4 relu": layer})
+  weights = {**state.shared.weights, "8 relu>4 relu": layer}
+  return state._replace(shared=state.shared._replace(weights=weights))
 
 
 def trained_member(tolerance=0.0, **options):
@@ -56,6 +57,7 @@ MEMBERS = {
   "trained_exact": trained_member(layout="exact"),
   "trained_padded": trained_member(1e-5, layout="padded"),
   "trained_auto": trained_member(1e-5, layout="auto", score="best"),
+  "trained_rungs": trained_member(layout="exact", rungs=(1, 3), eta=2),
   "trained_one_shot": trained_member(layout="bucketed", one_shot="last"),
 }
 

@@ -27,7 +27,7 @@ def test_an_evaluation_says_everything_of_each_child():
   seen = []
   estimator = build(on_child=lambda i, child, score: seen.append((i, score)))
   state, evaluation = estimate(estimator)
-  assert evaluation.curve.shape == (2, 3) and not state.weights
+  assert evaluation.curve.shape == (2, 3) and not state.shared.weights
   np.testing.assert_allclose(
     evaluation.score, epoch_weighted(evaluation.curve), rtol=1e-6
   )
@@ -51,7 +51,7 @@ def test_the_test_split_is_not_looked_at():
 def test_one_shot_starts_from_what_was_stored():
   estimator = build(one_shot="last", learning_rate=0.0)
   state, _ = estimate(estimator)
-  assert sorted(state.weights) == [
+  assert sorted(state.shared.weights) == [
     "4 tanh>output",
     "8 relu>4 tanh",
     "8 relu>output",
@@ -60,8 +60,8 @@ def test_one_shot_starts_from_what_was_stored():
   # with a rate of 0 nothing is learned: the second round gives the stored weights back
   again, evaluation = estimate(estimator, state=state, seed=1)
   assert evaluation.info["shared_layers"] == [2, 3]
-  for name, layer in state.weights.items():
-    np.testing.assert_array_equal(again.weights[name]["kernel"], layer["kernel"])
+  for name, layer in state.shared.weights.items():
+    np.testing.assert_array_equal(again.shared.weights[name]["kernel"], layer["kernel"])
   _, fresh = estimate(estimator, seed=1)
   assert np.abs(fresh.curve - evaluation.curve).max() > 0
 
@@ -74,8 +74,64 @@ def test_warm_starts_help_a_child_that_was_trained_before():
   assert warm.curve[0, 0] > cold.curve[0, 0]
 
 
+ROUNDS = [
+  ["8 relu", "8 tanh", "16 tanh"],
+  ["8 sigmoid", "8 elu", "16 sigmoid"],
+  ["32 relu", "8 sigmoid - 8 sigmoid", "16 elu"],
+  ["32 tanh", "8 tanh - 8 sigmoid", "32 sigmoid"],
+]
+DIGITS_SPACE = MLPChain(widths=(8, 16, 32), max_layers=3)
+
+
+def search_digits(layout, rungs):
+  """Rounds of small networks on digits: their evaluations and the last state."""
+  estimator = trained(
+    DIGITS_SPACE,
+    embedded.load("digits"),
+    epochs=9,
+    patience=9,
+    score="best",
+    learning_rate=3e-3,
+    layout=layout,
+    rungs=rungs,
+  )
+  state, found = estimator.init(jax.random.key(9)), []
+  for number, archs in enumerate(ROUNDS):
+    genotypes = np.stack([DIGITS_SPACE.parse(arch) for arch in archs])
+    state, evaluation = estimator.estimate(jax.random.key(number), state, genotypes)
+    found.append(evaluation)
+  return found, state
+
+
+def test_rungs_find_the_same_best_in_fewer_epochs_whatever_the_layout():
+  full, _ = search_digits("tiled", ())
+  halved, state = search_digits("tiled", (1, 3, 9))
+  vmapped, _ = search_digits("padded", (1, 3, 9))
+  scores = [np.concatenate([e.score for e in found]) for found in (full, halved)]
+  assert scores[0].argmax() == scores[1].argmax() and scores[0].max() == scores[1].max()
+  ran = [sum((e.info["epochs_run"] for e in found), []) for found in (full, halved)]
+  assert sum(ran[0]) == 12 * 9 and sum(ran[1]) < 0.7 * sum(ran[0])
+  for whole, part, other in zip(full, halved, vmapped, strict=True):
+    assert part.info["epochs_run"] == other.info["epochs_run"]
+    assert part.info["stopped_at_rung"] == other.info["stopped_at_rung"]
+    assert part.info["stopped_at_rung"] == [n < 9 for n in part.info["epochs_run"]]
+    assert part.info["failure"] == [None] * 3
+    for i, epochs in enumerate(part.info["epochs_run"]):
+      np.testing.assert_array_equal(part.curve[i, :epochs], whole.curve[i, :epochs])
+      assert np.isnan(part.curve[i, epochs:]).all()
+      assert part.score[i] == part.curve[i, :epochs].max()
+  assert halved[0].info["epochs_run"] == [9] * 3
+  assert state.halving is not None and len(state.halving.seen[0]) == 12
+
+
 def test_bad_options_are_refused():
-  for options in ({"score": "median"}, {"one_shot": "yes"}, {"epochs": 0}):
+  for options in (
+    {"score": "median"},
+    {"one_shot": "yes"},
+    {"epochs": 0},
+    {"rungs": (1, 4)},
+    {"rungs": (1, 3), "eta": 1},
+  ):
     with pytest.raises(InputError):
       build(**options)
   with pytest.raises(InputError, match="trains 3 epochs"):
