@@ -31,8 +31,8 @@ class Ensemble(NamedTuple):
 def _network(params: Any, x: jax.Array) -> jax.Array:
   """Scores `[N]` of features `[N, E]` by one member."""
   for layer in ("first", "second"):
-    x = jax.nn.relu(x @ params[layer]["kernel"] + params[layer]["bias"])
-  return (x @ params["last"]["kernel"] + params["last"]["bias"])[:, 0]
+    x = jax.nn.relu(x @ params[layer]["kernel"] + params[layer]["bias"][None])
+  return (x @ params["last"]["kernel"] + params["last"]["bias"][None])[:, 0]
 
 
 def _optimizer(learning_rate: float) -> optax.GradientTransformation:

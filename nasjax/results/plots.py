@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from nasjax.results import analysis
 
@@ -191,6 +191,56 @@ def anytime_curves(
   axes.set_ylabel(y_label)
   axes.set_title(title)
   _legend_below(figure, axes, ncols=3)
+  return figure
+
+
+def against_cost(
+  series: Mapping[str, tuple[np.ndarray, ...]],
+  y_label: str,
+  title: str,
+  *,
+  reference: tuple[float, str] | None = None,
+) -> Figure:
+  """How good cheaper estimates are by their share of the full cost, on a log axis.
+
+  Args:
+    series: name -> (cost, value, low, high), `[M]` each, in any order; NaN where there
+      is no interval. Of several points a line is drawn.
+    y_label: of the value.
+    title: of the plot.
+    reference: a value to draw a line at, and its name: the noise ceiling, say.
+  """
+  figure, axes = _axes(height=4.4)
+  looks = zip(itertools.cycle(_STRATEGY_COLOURS), itertools.cycle("osD^vP"))
+  for (name, points), (colour, marker) in zip(series.items(), looks):
+    cost, value, low, high = (np.asarray(part, float) for part in points)
+    shown = np.flatnonzero((cost > 0) & np.isfinite(value))
+    shown = shown[np.argsort(cost[shown], kind="stable")]
+    if not len(shown):
+      continue
+    cost, value, low, high = (part[shown] for part in (cost, value, low, high))
+    axes.plot(
+      cost,
+      value,
+      f"{marker}-",
+      color=colour,
+      label=_short(name, 44),
+      markersize=5,
+      lw=1.3,
+    )
+    axes.vlines(cost, low, high, color=colour, lw=1.2, alpha=0.7)
+  if reference is not None and np.isfinite(reference[0]):
+    value_at, name = reference
+    look: Any = {"color": "#555555", "linestyle": (0, (1, 2)), "lw": 1.2}
+    axes.axhline(value_at, label=name, **look)
+  axes.set_xscale("log")
+  axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+  axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+  axes.xaxis.set_minor_formatter(NullFormatter())
+  axes.set_xlabel("cost, as a share of training all of them fully")
+  axes.set_ylabel(y_label)
+  axes.set_title(title)
+  _legend_below(figure, axes, ncols=2)
   return figure
 
 

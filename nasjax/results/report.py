@@ -6,7 +6,6 @@ leaves its row, column or section out. Text that came from data is escaped where
 templates print it, so nothing here does it.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from nasjax.core.types import InputError
-from nasjax.results import analysis, plots, records, tables
+from nasjax.results import analysis, plots, records, runs, tables
+from nasjax.results.runs import RunFiles
 from nasjax.results.tables import figure, number, text_of
 
 _TOP = 10
@@ -77,21 +76,6 @@ class Section(NamedTuple):
   folded: bool = False
 
 
-class _Run(NamedTuple):
-  """The files of a run, as read."""
-
-  name: str
-  identity: dict[str, Any]
-  summary: dict[str, Any]
-  children: list[dict[str, Any]]
-  control: list[dict[str, Any]]
-
-  @property
-  def metric(self) -> str:
-    first = (r["metric"] for r in self.children if r.get("metric"))
-    return self.summary.get("metric") or next(first, "score")
-
-
 def write(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes both reports of a run, finished or not.
 
@@ -105,17 +89,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
   Raises:
     InputError: there is no such folder, or one of its files is damaged.
   """
-  folder = pathlib.Path(workdir)
-  if not folder.is_dir():
-    raise InputError(f"no run in {folder}: there is no such folder")
-  run = _Run(
-    name=folder.resolve().name,
-    identity=_read_json(folder / "config.json"),
-    summary=_read_json(folder / "summary.json"),
-    children=records.read(folder / "records.jsonl"),
-    control=records.read(folder / "control_records.jsonl"),
-  )
-  return write_page(folder, _context(run))
+  run = runs.read(workdir)
+  return write_page(run.folder, _context(run))
 
 
 def write_page(folder: pathlib.Path, context: Mapping[str, Any]) -> pathlib.Path:
@@ -142,19 +117,7 @@ def write_page(folder: pathlib.Path, context: Mapping[str, Any]) -> pathlib.Path
   return folder / "report.html"
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return {}
-  except ValueError:
-    value = None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} is damaged: it should hold one JSON object")
-  return value
-
-
-def _context(run: _Run) -> dict[str, Any]:
+def _context(run: RunFiles) -> dict[str, Any]:
   summary, data = run.summary, run.summary.get("data") or {}
   final = _final_rows(run)
   made = [
@@ -169,7 +132,7 @@ def _context(run: _Run) -> dict[str, Any]:
     Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     Section(
       "Configuration",
-      tables.pairs(tables.flatten(run.identity.get("config") or {})),
+      tables.pairs(tables.flatten(run.config)),
       folded=True,
     ),
     Section("Environment", tables.pairs((summary.get("environment") or {}).items())),
@@ -180,7 +143,7 @@ def _context(run: _Run) -> dict[str, Any]:
     dict.fromkeys([*(summary.get("warnings") or []), *(data.get("warnings") or [])])
   )
   return {
-    "experiment": run.identity.get("experiment") or summary.get("experiment", run.name),
+    "experiment": run.experiment,
     "status": _status(run),
     "headline": _headline(run, final),
     "warnings": warnings,
@@ -188,34 +151,17 @@ def _context(run: _Run) -> dict[str, Any]:
   }
 
 
-def _progress(run: _Run) -> str:
-  """How many children of how many, as far as the files say."""
-  done = run.summary.get("num_evaluations")
-  done = len(run.children) if done is None else done
-  planned = run.summary.get("planned_evaluations")
-  if planned is None:
-    strategy = (run.identity.get("config") or {}).get("strategy") or {}
-    if "rounds" in strategy and "population" in strategy:
-      planned = strategy["rounds"] * strategy["population"]
-  return f"{done}{'' if planned is None else f' of {planned}'} children"
-
-
-def _finished(run: _Run) -> bool:
-  return run.summary.get("status") == "finished"
-
-
-def _status(run: _Run) -> str:
-  seed = run.identity.get("seed", run.summary.get("seed"))
+def _status(run: RunFiles) -> str:
   parts = [
-    "" if seed is None else f"seed {seed}",
-    "smoke version" if run.identity.get("smoke") else "",
-    "finished" if _finished(run) else "interrupted",
-    _progress(run),
+    "" if run.seed is None else f"seed {run.seed}",
+    "smoke version" if run.smoke else "",
+    "finished" if run.finished else "interrupted",
+    run.progress,
   ]
   return ", ".join(filter(None, parts))
 
 
-def _final_rows(run: _Run) -> list[dict[str, Any]]:
+def _final_rows(run: RunFiles) -> list[dict[str, Any]]:
   """The retrained winner first, then what it is measured against.
 
   The first row is there without a test metric too: a run that was cut short has only a
@@ -244,9 +190,9 @@ def _final_rows(run: _Run) -> list[dict[str, Any]]:
   return rows
 
 
-def _headline(run: _Run, final: list[dict[str, Any]]) -> str:
+def _headline(run: RunFiles, final: list[dict[str, Any]]) -> str:
   """What came out, in sentences that also say so when a baseline is no worse."""
-  text = "" if _finished(run) else f"Interrupted after {_progress(run)}. "
+  text = "" if run.finished else f"Interrupted after {run.progress}. "
   if not final:
     return text + "No child has a score."
   ours, rest = final[0], final[1:]
@@ -270,7 +216,7 @@ def _headline(run: _Run, final: list[dict[str, Any]]) -> str:
   return text
 
 
-def _result(run: _Run, final: list[dict[str, Any]]) -> Section:
+def _result(run: RunFiles, final: list[dict[str, Any]]) -> Section:
   metric = plots.metric_label(run.metric)
   table = tables.table(
     [
@@ -305,7 +251,7 @@ def _result(run: _Run, final: list[dict[str, Any]]) -> Section:
   return Section("Result", table, notes)
 
 
-def _leaderboard(run: _Run) -> Section:
+def _leaderboard(run: RunFiles) -> Section:
   columns = [("rank", True), ("architecture", False), ("score", True)]
   columns += [("epochs", True), ("parameters", True), ("FLOPs", True)]
   columns += [("predicted", True), ("seconds", True)]
@@ -321,7 +267,7 @@ def _leaderboard(run: _Run) -> Section:
   return Section("Leaderboard", tables.table(columns, rows))
 
 
-def _failed(run: _Run) -> Section:
+def _failed(run: RunFiles) -> Section:
   failed = [r for r in run.children if r.get("score") is None]
   rows = [[text_of(r.get("arch")), text_of(r.get("failure"))] for r in failed]
   notes = []
@@ -333,7 +279,7 @@ def _failed(run: _Run) -> Section:
   )
 
 
-def _rounds(run: _Run) -> Section:
+def _rounds(run: RunFiles) -> Section:
   """What the plots show, as figures."""
   searches = [("controller", run.children), ("random search", run.control)]
   searches = [(name, part) for name, part in searches if part]
@@ -354,7 +300,7 @@ def _rounds(run: _Run) -> Section:
   return Section("Rounds", tables.table(columns, rows), folded=True)
 
 
-def _data(run: _Run) -> Section:
+def _data(run: RunFiles) -> Section:
   data = run.summary.get("data") or {}
   classes = data.get("classes")
   rows = [
@@ -367,7 +313,7 @@ def _data(run: _Run) -> Section:
   return Section("Data", tables.pairs(rows))
 
 
-def _bound(run: _Run) -> Section:
+def _bound(run: RunFiles) -> Section:
   bound, tried, rows = _get(
     run.summary, "holdout_bound", "num_evaluations", "valid_rows"
   )
@@ -386,7 +332,7 @@ def _bound(run: _Run) -> Section:
   )
 
 
-def _published(run: _Run, final: list[dict[str, Any]]) -> Section:
+def _published(run: RunFiles, final: list[dict[str, Any]]) -> Section:
   published = run.summary.get("published") or []
   title = "The survey's figures beside ours"
   if not isinstance(published, list) or not published:
@@ -410,7 +356,7 @@ def _get(values: Mapping[str, Any], *names: str) -> list[Any]:
   return [values.get(name) for name in names]
 
 
-def _plots(run: _Run, final: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _plots(run: RunFiles, final: list[dict[str, Any]]) -> list[dict[str, str]]:
   """Inline SVG with the sentence that says what to see; none before a child scored."""
   if analysis.best(run.children) is None:
     return []
