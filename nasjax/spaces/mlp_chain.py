@@ -249,7 +249,7 @@ class MLPChain:
     Raises:
       InputError: the space has more chains than an int32 can number.
     """
-    starts, of_length = self._starts()
+    starts, _ = self._starts()
     later = self.num_dense + self.has_dropout
     count = self.num_layers(genotype)
 
@@ -261,9 +261,8 @@ class MLPChain:
 
   def at(self, index: jax.Array | int) -> jax.Array:
     """The chain of a number; the inverse of `index`."""
-    starts, of_length = self._starts()
+    starts = jnp.asarray(self._starts()[0], jnp.int32)
     later = self.num_dense + self.has_dropout
-    starts = jnp.asarray(starts, jnp.int32)
     count = (index >= starts).sum()
     value = jnp.asarray(index - starts[count - 1], jnp.int32)
 
