@@ -7,7 +7,7 @@ can be numbered (`spaces.base.Enumerable`). N rows, in any order, each genotype 
   space                   ()      JSON text of the space; without it, NAS-Bench-201's
   genotypes, or ops       [N, D]  integers: the decisions of each row
   op_names                [K]     what each value of a decision is called (checked)
-  epochs                  ()      epochs of the full fidelity (without it, 200)
+  epochs                  ()      epochs of the full fidelity (an integer; 200 without)
   <data>_valid            [N]     validation accuracy at the full fidelity, percent
   <data>_test             [N]     test accuracy of the same, percent
   ep<k>_<data>_valid      [N]     validation accuracy after k epochs, any number of k
@@ -28,14 +28,21 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from nasjax.core.types import InputError
 
 _FULL_EPOCHS = 200
+# What a column may hold, by what it is called in a message.
+_LIMITS = {
+  "a number": (-np.inf, np.inf),
+  "a percentage": (0, 100),
+  "a cost": (0, np.inf),
+}
 EMBEDDED = {"mlp_digits": "mlp_digits.npz"}
 
 
@@ -118,16 +125,20 @@ def read(path: str | os.PathLike) -> Benchmark:
       or holds what it must not: the line names file, column and row.
   """
   path = pathlib.Path(path)
-  table = _Table(path.name, _arrays(path))
+  return _benchmark(path.name, _arrays(path, path))
+
+
+def _benchmark(name: str, arrays: dict[str, np.ndarray]) -> Benchmark:
+  table = _Table(name, arrays)
   space = _space(table)
   genotypes = table.genotypes()
-  _refuse_repeats(path.name, genotypes)
+  _refuse_repeats(name, genotypes)
   return Benchmark(
-    name=path.name,
+    name=name,
     space=space,
     op_names=tuple(map(str, table.arrays.get("op_names", np.array([])).ravel())),
     genotypes=genotypes,
-    measured={name: table.measured(name) for name in table.datasets()},
+    measured={dataset: table.measured(dataset) for dataset in table.datasets()},
     latency={
       key.removeprefix("latency_ms_"): table.column(key, may_miss=True)
       for key in table.arrays
@@ -144,30 +155,52 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     arrays: as the module says.
 
   Raises:
-    InputError: as `read`; nothing is written then.
+    InputError: as `read`, or there is no such folder; nothing is written then.
   """
   path = pathlib.Path(path)
   buffer = io.BytesIO()
   columns: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
   np.savez_compressed(buffer, **columns)
-  partial = path.with_name(f".{path.name}.partial.npz")
+  buffer.seek(0)
+  _benchmark(path.name, _arrays(path, buffer))
+  if not path.parent.is_dir():
+    raise InputError(f"no folder {path.parent} to write {path.name} to")
+  partial = path.with_name(f".{path.name}.partial")
   try:
     partial.write_bytes(buffer.getvalue())
-    read(partial)
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _arrays(path: pathlib.Path, file: pathlib.Path | IO[bytes]) -> dict[str, Any]:
+  """The arrays of a file; `path` is what messages call it."""
+  refusal = f"{path} is not an npz file of arrays"
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return {key: file[key] for key in file.files}
+    # `allow_pickle` stays off: a table of someone else's must not run anything.
+    loaded = np.load(file, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+      raise InputError(f"{refusal}: it is one array")
+    with loaded:
+      arrays = {key: loaded[key] for key in loaded.files}
   except FileNotFoundError:
     raise InputError(f"no table at {path}") from None
-  except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+  except InputError:
+    raise
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,  # encrypted, or a compression that this Python has not
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     reason = str(error).split("\n")[0]
-    raise InputError(f"{path} is not an npz file of arrays: {reason}") from None
+    raise InputError(f"{refusal}: {reason}") from None
+  for key, values in arrays.items():
+    if not isinstance(values, np.ndarray):
+      raise InputError(f"{refusal}: {key} is something else")
+  return arrays
 
 
 class _Table(NamedTuple):
@@ -187,9 +220,15 @@ class _Table(NamedTuple):
         f"{self.name}: {key} must be integers [rows, decisions], got {values.dtype} "
         f"{list(values.shape)}"
       )
-    if not len(values):
+    if not values.size:
       raise InputError(f"{self.name} has no rows")
-    return values.astype(np.int32)
+    small = values.astype(np.int32)
+    if (small != values).any():
+      row = int(np.argmax((small != values).any(-1)))
+      raise InputError(
+        f"{self.name}: {key}, row {row}: {values[row].tolist()} is no genotype"
+      )
+    return small
 
   def datasets(self) -> list[str]:
     """Data sets: what has a validation column and a test column of its own."""
@@ -203,7 +242,9 @@ class _Table(NamedTuple):
       raise InputError(f"{self.name} has no column <data>_valid")
     return names
 
-  def column(self, key: str, *, may_miss: bool = False, percent: bool = False):
+  def column(
+    self, key: str, *, may_miss: bool = False, what: str = "a number"
+  ) -> np.ndarray:
     """`[N]` float32 of a key, checked.
 
     Raises:
@@ -217,25 +258,37 @@ class _Table(NamedTuple):
         f"{self.name}: {key} must be {rows} numbers, one a row; got {values.dtype} "
         f"{list(values.shape)}"
       )
-    self.check(key, values, may_miss, percent)
-    values = values.astype(np.float32)
-    return values / np.float32(100) if percent else values
+    return self.checked(key, values, may_miss, what)
 
-  def check(self, key: str, values: np.ndarray, may_miss: bool, percent: bool) -> None:
-    """Refuses what is not a number, and what is no percentage."""
-    values = values.reshape(len(values), -1).astype(float)
-    bad = np.isinf(values) if may_miss else ~np.isfinite(values)
-    if percent:
-      bad |= (values < 0) | (values > 100)
+  def checked(
+    self, key: str, values: np.ndarray, may_miss: bool, what: str
+  ) -> np.ndarray:
+    """Float32 values `[N, ...]` of which each is `what`; percentages as fractions."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and bad
+      values = values.astype(np.float32)
+    low, high = _LIMITS[what]
+    bad = np.isinf(values) | (values < low) | (values > high)
+    if not may_miss:
+      bad |= np.isnan(values)
     if bad.any():
-      row = int(np.argmax(bad.any(-1)))
-      value = values[row][bad[row]][0]
-      what = "a percentage" if percent else "a number"
+      row = int(np.argwhere(bad)[0, 0])
+      value = values[row][bad[row]].ravel()[0]
       raise InputError(f"{self.name}: {key}, row {row}: {value:g} is not {what}")
+    return values / np.float32(100) if what == "a percentage" else values
+
+  def full_epochs(self) -> int:
+    """Epochs of the full fidelity."""
+    value = self.arrays.get("epochs", np.array(_FULL_EPOCHS))
+    if value.shape or value.dtype.kind not in "iu" or value < 1:
+      raise InputError(
+        f"{self.name}: epochs must be one positive integer, got {value.dtype} "
+        f"{value.tolist()}"
+      )
+    return int(value)
 
   def measured(self, name: str) -> Measured:
     """One data set."""
-    full = int(self.arrays.get("epochs", np.int64(_FULL_EPOCHS)))
+    full = self.full_epochs()
     fidelities = {full: f"{name}_valid"}
     fewer: dict[int, np.ndarray] = {}
     figures = {}
@@ -247,21 +300,21 @@ class _Table(NamedTuple):
           )
         fidelities[int(match[1])] = key
       elif match := re.fullmatch(rf"rows(\d+)_{re.escape(name)}_valid", key):
-        fewer[int(match[1])] = self.column(key, may_miss=True, percent=True)
+        fewer[int(match[1])] = self.column(key, may_miss=True, what="a percentage")
       elif key in (f"{name}_params_m", f"{name}_flops_m"):
         figures[key.removeprefix(f"{name}_")] = self.column(key)
     epochs = sorted(fidelities)
-    cost = self.column(f"{name}_train_seconds")
+    cost = self.column(f"{name}_train_seconds", what="a cost")
     seconds = [
-      self.column(f"ep{k}_{name}_train_seconds")
+      self.column(f"ep{k}_{name}_train_seconds", what="a cost")
       if f"ep{k}_{name}_train_seconds" in self.arrays
       else cost * np.float32(k / full)
       for k in epochs
     ]
     return Measured(
       epochs=np.array(epochs),
-      valid=np.stack([self.column(fidelities[k], percent=True) for k in epochs]),
-      test=self.column(f"{name}_test", percent=True),
+      valid=np.stack([self.column(fidelities[k], what="a percentage") for k in epochs]),
+      test=self.column(f"{name}_test", what="a percentage"),
       seconds=np.stack(seconds),
       per_seed=self._per_seed(f"{name}_valid_per_seed"),
       fewer_rows=dict(sorted(fewer.items())),
@@ -277,8 +330,7 @@ class _Table(NamedTuple):
         f"{self.name}: {key} must be numbers [{rows}, seeds]; got {values.dtype} "
         f"{list(values.shape)}"
       )
-    self.check(key, values, may_miss=True, percent=True)
-    return values.astype(np.float32) / np.float32(100)
+    return self.checked(key, values, may_miss=True, what="a percentage")
 
 
 def _space(table: _Table) -> dict[str, Any]:
@@ -288,7 +340,7 @@ def _space(table: _Table) -> dict[str, Any]:
       space = json.loads(str(table.arrays["space"]))
     except ValueError:
       space = None
-    if not isinstance(space, dict) or "kind" not in space:
+    if not isinstance(space, dict) or not isinstance(space.get("kind"), str):
       raise InputError(f"{table.name}: space must be a JSON object with a kind")
   else:
     space = {"kind": "nasbench201"}

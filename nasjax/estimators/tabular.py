@@ -4,6 +4,7 @@ Jittable, so that whole searches over a table compile into one program
 (`search.run_compiled`).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -72,14 +73,16 @@ def rows_of(space: Enumerable, benchmark: Benchmark) -> np.ndarray:
       f"the space {benchmark.space['kind']}"
     )
   number = np.asarray(jax.jit(jax.vmap(space.index))(genotypes))
-  rows = np.full(space.size, -1)
-  rows[number] = np.arange(len(number))
-  if (rows < 0).any():
-    missing = np.asarray(space.at(int(np.argmin(rows))))
+  present = np.unique(number)
+  if len(present) < space.size:  # of which there may be billions: no array of them all
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    missing = np.asarray(space.at(int(gaps[0]) if len(gaps) else len(present)))
     raise InputError(
-      f"{benchmark.name}: {(rows < 0).sum():,} of {space.size:,} architectures have "
-      f"no row; the first is {space.describe(missing)}"
+      f"{benchmark.name}: {space.size - len(present):,} of {space.size:,} "
+      f"architectures have no row; the first is {space.describe(missing)}"
     )
+  rows = np.empty(space.size, int)
+  rows[number] = np.arange(len(number))
   return rows
 
 
@@ -135,15 +138,18 @@ def tabular(
       jnp.asarray(measured.valid[:, rows]), jnp.asarray(measured.seconds[:, rows])
     )
 
+  # Compiled here too: a loop of rounds outside of jit would compile `index` in each.
+  @functools.partial(jax.jit, static_argnums=2)
+  def look_up(state, genotypes, at):
+    number = jax.vmap(space.index)(genotypes)
+    curve_RP = state.valid[: at + 1, number]
+    return curve_RP[at], state.seconds[at, number], curve_RP.T
+
   def estimate(
     key: jax.Array, state: TableState, genotypes: Any, fidelity: int | None = None
   ) -> tuple[TableState, Evaluation]:
     del key
     at = default if fidelity is None else level(fidelity)
-    number = jax.vmap(space.index)(jnp.asarray(genotypes))
-    curve_RP = state.valid[: at + 1, number]
-    return state, Evaluation(
-      score=curve_RP[at], cost=state.seconds[at, number], curve=curve_RP.T, info={}
-    )
+    return state, Evaluation(*look_up(state, jnp.asarray(genotypes), at), info={})
 
   return Estimator(init, estimate)

@@ -30,8 +30,11 @@ class Categorical:
   num_choices: tuple[int, ...]
 
   def __post_init__(self):
-    if not self.num_choices or min(self.num_choices) < 1:
-      raise InputError(f"space.num_choices must be positive, got {self.num_choices}")
+    whole = all(isinstance(count, int | np.integer) for count in self.num_choices)
+    if not self.num_choices or not whole or min(self.num_choices) < 1:
+      raise InputError(
+        f"space.num_choices must be positive integers, got {self.num_choices}"
+      )
     if self.size >= 2**31:
       raise InputError(f"{self.size:,} architectures are too many to number")
 

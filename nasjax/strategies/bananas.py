@@ -28,6 +28,7 @@ from nasjax.spaces.base import Space
 from nasjax.strategies.base import (
   History,
   Strategy,
+  also_known,
   candidates,
   empty_history,
   is_known,
@@ -110,11 +111,12 @@ def bananas(
     value, chosen = jax.lax.top_k(
       jnp.where(taken, -jnp.inf, sampled), population
     )  # (4)
+    use = (jnp.isfinite(value) & (history.num_added >= initial))[:, None]
+    asked = also_known(history, jnp.where(use, found[chosen], -1))
     fallback = sample_new(
-      new_key, lambda k: base.sample(space, k), space, history, population
+      new_key, lambda k: base.sample(space, k), space, asked, population
     )
-    use = jnp.isfinite(value) & (history.num_added >= initial)
-    return jnp.where(use[:, None], found[chosen], fallback), state
+    return jnp.where(use, found[chosen], fallback), state
 
   def tell(key, state, genotypes, scores):
     predicted, _ = regressors.predict(state.ensemble, jax.vmap(encode)(genotypes))

@@ -63,6 +63,18 @@ def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> Histo
   )
 
 
+def also_known(history: History, genotypes: jax.Array) -> History:
+  """A history with P rows more, for genotypes `[P, D]` that are about to be asked.
+
+  For `is_known` and `sample_new` within one `ask`; a row of -1 stands for nothing.
+  """
+  return History(
+    genotypes=jnp.concatenate([history.genotypes, genotypes]),
+    scores=jnp.concatenate([history.scores, jnp.full(len(genotypes), jnp.nan)]),
+    num_added=history.num_added,
+  )
+
+
 def is_known(history: History, genotypes: jax.Array) -> jax.Array:
   """`[P]` bool: which of `genotypes [P, D]` were tried before."""
   return (genotypes[:, None] == history.genotypes[None]).all(-1).any(-1)

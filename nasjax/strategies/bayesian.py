@@ -29,6 +29,7 @@ from nasjax.spaces.base import Space
 from nasjax.strategies.base import (
   History,
   Strategy,
+  also_known,
   candidates,
   empty_history,
   is_known,
@@ -125,11 +126,12 @@ def bayesian(
       chosen_PD, is_new = found[jnp.argmax(gain)][None], jnp.isfinite(gain.max())[None]
     else:
       chosen_PD, is_new = jax.lax.scan(choose, (process, known), length=population)[1]
+    use = (is_new & (history.num_added >= initial))[:, None]
+    taken = also_known(history, jnp.where(use, chosen_PD, -1))
     fallback = sample_new(
-      new_key, lambda k: base.sample(space, k), space, history, population
+      new_key, lambda k: base.sample(space, k), space, taken, population
     )
-    use = is_new & (history.num_added >= initial)
-    return jnp.where(use[:, None], chosen_PD, fallback), state
+    return jnp.where(use, chosen_PD, fallback), state
 
   def tell(key, state, genotypes, scores):
     del key

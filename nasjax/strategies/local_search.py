@@ -33,8 +33,8 @@ class LocalSearchState(NamedTuple):
       that are no neighbors come last.
     num_neighbors: scalar int32, how many of them there are.
     num_asked: scalar int32, how many of them were told of.
-    best: `[D]` int32, the best neighbor so far.
-    best_score: scalar; `-inf` while there is none.
+    best: `[D]` int32, the best so far of the center and its neighbors.
+    best_score: scalar; `-inf` before a start.
     restarts: scalar int32, starts so far but the first.
   """
 
