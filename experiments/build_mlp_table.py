@@ -231,6 +231,7 @@ def _finish(config, run: Run, genotypes, parts, read, dataset) -> None:
     "space": json.dumps(space.to_dict()),
     "genotypes": genotypes.astype(np.int8),
     "epochs": config.epochs,
+    "one_training": True,
     f"{DATASET}_valid": curve[:, -1].astype(np.float32),
     f"{DATASET}_test": test.astype(np.float32),
     # Three digits: more would be noise that does not compress.

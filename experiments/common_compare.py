@@ -21,6 +21,12 @@ from nasjax.core import keys
 from nasjax.core.config import field
 from nasjax.core.types import InputError
 from nasjax.data.benchmarks import Benchmark
+from nasjax.estimators.base import Estimator
+from nasjax.estimators.successive_halving import (
+  brackets,
+  hyperband,
+  successive_halving,
+)
 from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.results import analysis, comparison, records
 from nasjax.runtime import Run
@@ -36,8 +42,11 @@ from nasjax.strategies.reinforce import reinforce
 _GRID = 60  # points of the anytime curves
 
 
-def _reinforce_independent(space: Enumerable, n: int) -> Strategy:
+def _reinforce_independent(
+  space: Enumerable, n: int, rungs: tuple[int, ...]
+) -> Strategy:
   """Dong and Yang's: one child an update, the plain score, nothing but its policy."""
+  del rungs
   return reinforce(
     space,
     policy="independent",
@@ -53,21 +62,57 @@ def _reinforce_independent(space: Enumerable, n: int) -> Strategy:
   )
 
 
+class Competitor(NamedTuple):
+  """A strategy, and the wrapper of the estimator that it is used with.
+
+  Attributes:
+    strategy: `(space, max_evaluations, rungs) -> Strategy`.
+    wrapper: out of `estimators.successive_halving`; None to measure at the protocol's
+      fidelity.
+  """
+
+  strategy: Callable[[Enumerable, int, tuple[int, ...]], Strategy]
+  wrapper: Callable[..., Estimator] | None = None
+
+
+_ETA = 3  # of the halving rungs, Hyperband's own
+
 # Papers' values, but for what a table and its budget call for: evolution's P=10, S=3
-# are NATS-Bench's, and the LSTM has 64 units and no predictor.
-STRATEGIES: dict[str, Callable[[Enumerable, int], Strategy]] = {
-  "random_search": lambda space, n: random_search(
-    space, population=1, max_evaluations=n, distinct=False
+# are NATS-Bench's, the LSTM has 64 units and no predictor, and rounds of halving start
+# with as many children as leave one at the last rung.
+STRATEGIES: dict[str, Competitor] = {
+  "random_search": Competitor(
+    lambda space, n, rungs: random_search(
+      space, population=1, max_evaluations=n, distinct=False
+    )
   ),
-  "local_search": lambda space, n: local_search(space),
-  "local_search_steepest": lambda space, n: local_search(space, rule="steepest"),
-  "evolution": lambda space, n: evolution(space, population=10, sample=3),
-  "reinforce_independent": _reinforce_independent,
-  "reinforce_lstm": lambda space, n: reinforce(
-    space, max_evaluations=n, hidden=64, predictor=0.0
+  "local_search": Competitor(lambda space, n, rungs: local_search(space)),
+  "local_search_steepest": Competitor(
+    lambda space, n, rungs: local_search(space, rule="steepest")
   ),
-  "bayesian": lambda space, n: bayesian(space, max_evaluations=n),
-  "bananas": lambda space, n: bananas(space, max_evaluations=n),
+  "evolution": Competitor(
+    lambda space, n, rungs: evolution(space, population=10, sample=3)
+  ),
+  "reinforce_independent": Competitor(_reinforce_independent),
+  "reinforce_lstm": Competitor(
+    lambda space, n, rungs: reinforce(
+      space, max_evaluations=n, hidden=64, predictor=0.0
+    )
+  ),
+  "bayesian": Competitor(lambda space, n, rungs: bayesian(space, max_evaluations=n)),
+  "bananas": Competitor(lambda space, n, rungs: bananas(space, max_evaluations=n)),
+  "successive_halving": Competitor(
+    lambda space, n, rungs: random_search(
+      space, population=_ETA ** (len(rungs) - 1), max_evaluations=n
+    ),
+    successive_halving,
+  ),
+  "hyperband": Competitor(
+    lambda space, n, rungs: random_search(
+      space, population=sum(brackets(len(rungs), _ETA)), max_evaluations=n
+    ),
+    hyperband,
+  ),
 }
 CONTROL = "random_search"
 
@@ -80,9 +125,13 @@ class CompareConfig:
     tuple(STRATEGIES), "who competes; random search always does", tuple(STRATEGIES)
   )
   seeds: int = field(500, "searches of each strategy")
-  budget_evaluations: int | None = field(None, "of each search; none for no limit")
+  budget_evaluations: int | None = field(
+    None,
+    "of a search, in full evaluations, instead of seconds; a third of the epochs "
+    "is a third of one",
+  )
   budget_seconds: float | None = field(
-    None, "of training that the table says each search costs; none for no limit"
+    None, "of a search, in seconds of training by the table"
   )
   repeats: str = field(
     "free", "what a child that was tried before costs", ("free", "paid")
@@ -96,14 +145,17 @@ class Protocol(NamedTuple):
     name: for the report.
     searched: data set whose validation accuracy is searched on.
     epochs: fidelity of the search; None for the full one.
-    seconds: budget; None for none.
+    budget: of a search.
+    unit: of the budget, "seconds" of training as the table has them, or "evaluations"
+      at the fidelity of the search.
     judged: data sets whose full figures of the winner are read.
   """
 
   name: str
   searched: str
   epochs: int | None
-  seconds: float | None
+  budget: float
+  unit: str
   judged: tuple[str, ...]
 
 
@@ -129,9 +181,20 @@ def check(config: CompareConfig) -> tuple[str, ...]:
     raise InputError(
       f"--config.budget_seconds must be positive, got {config.budget_seconds}"
     )
-  if config.budget_evaluations is None and config.budget_seconds is None:
-    raise InputError("give --config.budget_evaluations or --config.budget_seconds")
   return tuple(dict.fromkeys((CONTROL, *config.strategies)))
+
+
+def budget(config: CompareConfig, times: float = 1.0) -> tuple[float, str]:
+  """The budget and its unit; seconds are multiplied.
+
+  Raises:
+    InputError: there is none.
+  """
+  if config.budget_evaluations is not None:
+    return float(config.budget_evaluations), "evaluations"
+  if config.budget_seconds is not None:
+    return times * config.budget_seconds, "seconds"
+  raise InputError("give --config.budget_evaluations or --config.budget_seconds")
 
 
 def compare(
@@ -207,7 +270,7 @@ def compare(
             for pair in comparison.pairwise(values)
           ]
       curves[protocol.name] = {
-        name: _anytime(found[i, name], benchmark, protocol, space, rows, config)
+        name: _anytime(found[i, name], benchmark, protocol, space, rows)
         for name in names
       }
     _keep(run, winners)
@@ -225,46 +288,63 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
 
   Protocols that search alike, and only read other figures, share their searches.
   """
+  competitor = STRATEGIES[name]
   compiled: dict[Any, Any] = {}
   made: dict[Any, search.Trajectories] = {}
   for protocol, estimator in zip(protocols, estimators):
-    alike = protocol.searched, protocol.epochs, protocol.seconds
+    alike = protocol.searched, protocol.epochs, protocol.budget, protocol.unit
     if alike in made:
       yield made[alike]
       continue
     measured = benchmark.on(protocol.searched)
-    level = -1 if protocol.epochs is None else 0
+    level = len(measured.epochs) - 1
     if protocol.epochs is not None:
       level = int(np.searchsorted(measured.epochs, protocol.epochs))
-    capacity = config.budget_evaluations
-    if protocol.seconds is not None:
-      # Half as many again as children of mean cost fit; doubled where it is too few.
-      fit = math.ceil(1.3 * protocol.seconds / float(measured.seconds[level].mean()))
-      fit = math.ceil(max(fit, 20) / 10) * 10
-      capacity = min(fit, config.budget_evaluations or fit)
     state = estimator.init(jax.random.key(0))
+    if protocol.unit == "evaluations":
+      share = (measured.epochs / measured.epochs[level]).astype(np.float32)
+      state = state._replace(
+        seconds=jax.numpy.broadcast_to(share[:, None], state.seconds.shape)
+      )
+    rungs = _rungs(measured.epochs)
+    if competitor.wrapper is not None:
+      level = 0  # most of its children are measured cheaply
+      estimator = competitor.wrapper(
+        estimator, rungs=rungs, eta=_ETA, resumed=benchmark.one_training
+      )
+    # Room for a third more than children of mean cost; twice it where that is too few.
+    room = 1.3 * protocol.budget / float(np.asarray(state.seconds)[level].mean())
+    capacity = 10 * math.ceil(max(room, 20) / 10)
     search_key = keys.named(run.key, f"{name} on {protocol.searched}")[0]
     while True:
-      kind = (capacity, level, len(measured.epochs))
+      kind = capacity, level, rungs
       if kind not in compiled:
         compiled[kind] = search.compile_search(
-          STRATEGIES[name](space, capacity),
+          competitor.strategy(space, capacity, rungs),
           estimator,
           config.seeds,
           max_evaluations=capacity,
           repeats=config.repeats,
         )
       seed_keys = jax.random.split(jax.random.clone(search_key), config.seeds)
-      done = compiled[kind](seed_keys, protocol.seconds, state)
-      full = ~done.ended & (done.num_evaluations == capacity)
-      limited = config.budget_evaluations is not None and (
-        capacity >= config.budget_evaluations
-      )
-      if protocol.seconds is None or limited or not full.any():
+      done = compiled[kind](seed_keys, protocol.budget, state)
+      if not (~done.ended & (done.num_evaluations == capacity)).any():
         break
       capacity *= 2
     made[alike] = done
     yield done
+
+
+def _rungs(epochs: np.ndarray) -> tuple[int, ...]:
+  """Fidelities for halving: from the full one down, each at most a third of the last.
+
+  Args:
+    epochs: `[R]` that the table has, ascending.
+  """
+  rungs = [int(epochs[-1])]
+  while (epochs * _ETA <= rungs[0]).any():
+    rungs.insert(0, int(epochs[epochs * _ETA <= rungs[0]][-1]))
+  return tuple(rungs)
 
 
 def _result(benchmark, protocol, dataset, name, winner, done, published):
@@ -286,8 +366,8 @@ def _result(benchmark, protocol, dataset, name, winner, done, published):
       comparison.regret(test, optimum["test"])
     )._asdict(),
     "evaluations": float(done.num_evaluations.mean()),
-    "seconds": float(np.where(done.counted(), done.cost, 0).sum(-1).mean()),
-    "ended_early": int((~done.ended).sum()) if protocol.seconds else 0,
+    "spent": float(np.where(done.counted(), done.cost, 0).sum(-1).mean()),
+    "exhausted": int((~done.ended).sum()),  # found nothing new any more
   }
   if (dataset, name) in published and protocol.name == "published":
     mean_valid, std_valid, mean_test, std_test = published[dataset, name]
@@ -333,7 +413,7 @@ def _fidelities(benchmark: Benchmark) -> list[dict[str, Any]]:
   return rows
 
 
-def _anytime(done, benchmark, protocol, space, rows, config) -> dict[str, np.ndarray]:
+def _anytime(done, benchmark, protocol, space, rows) -> dict[str, np.ndarray]:
   """The incumbent's test regret by budget: grid, mean and interval `[G]`."""
   measured = benchmark.on(protocol.searched)
   usable = done.counted() & np.isfinite(done.score)
@@ -349,11 +429,7 @@ def _anytime(done, benchmark, protocol, space, rows, config) -> dict[str, np.nda
     np.isfinite(best), optimum - measured.test[rows[np.maximum(number, 0)]], np.nan
   )
   spent = np.where(done.counted(), np.cumsum(done.cost, axis=1), np.nan)
-  end = protocol.seconds
-  if end is None:
-    spent = np.where(done.counted(), order + 1.0, np.nan)
-    end = float(config.budget_evaluations)
-  grid = np.geomspace(end / _GRID, end, _GRID)
+  grid = np.geomspace(protocol.budget / _GRID, protocol.budget, _GRID)
   band = comparison.band(comparison.anytime(regret, spent, grid))
   return {"grid": grid, "mean": band.mean, "low": band.low, "high": band.high}
 

@@ -107,8 +107,10 @@ def write(run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any]):
   of_table = dict(tables_of(summary))
   for protocol in summary["protocols"]:
     name = protocol["name"]
-    budget = protocol["seconds"]
-    unit = "evaluations" if budget is None else "simulated seconds of training"
+    unit = {
+      "evaluations": "evaluations, in full ones",
+      "seconds": "seconds of training, by the table",
+    }[protocol["unit"]]
     bands = {
       strategy: (c["grid"], 100 * c["mean"], 100 * c["low"], 100 * c["high"])
       for strategy, c in curves[name].items()

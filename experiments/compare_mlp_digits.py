@@ -19,7 +19,9 @@ from nasjax.runtime import Run
 class Config(CompareConfig):
   """Configuration of `compare_mlp_digits`."""
 
-  budget_evaluations: int | None = field(100, "of each search; none for no limit")
+  budget_evaluations: int | None = field(
+    100, "of a search, in full evaluations; none for seconds"
+  )
   epochs: int | None = field(None, "fidelity of the search; none for the full one")
 
   def smoke(self) -> "Config":
@@ -36,7 +38,6 @@ def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   common_compare.check(config)
   benchmark = benchmarks.embedded("mlp_digits")
-  protocol = Protocol(
-    "validation", "digits", config.epochs, config.budget_seconds, ("digits",)
-  )
+  limits = common_compare.budget(config)
+  protocol = Protocol("validation", "digits", config.epochs, *limits, ("digits",))
   common_compare.compare(config, run, benchmark, [protocol])

@@ -73,14 +73,14 @@ def run(config: Config, run: Run) -> None:
   benchmark = benchmarks.read(config.table)
   protocols = []
   if "published" in config.protocols:
+    limits = common_compare.budget(config)
     protocols.append(
-      Protocol(
-        "published", "cifar10", config.epochs, config.budget_seconds, tuple(_DATASETS)
-      )
+      Protocol("published", "cifar10", config.epochs, *limits, tuple(_DATASETS))
     )
   if "direct" in config.protocols:
     for name, times in _DATASETS.items():
-      seconds = config.budget_seconds
-      budget = None if seconds is None else times * seconds
-      protocols.append(Protocol(f"direct {name}", name, config.epochs, budget, (name,)))
+      limits = common_compare.budget(config, times)
+      protocols.append(
+        Protocol(f"direct {name}", name, config.epochs, *limits, (name,))
+      )
   common_compare.compare(config, run, benchmark, protocols, published=PUBLISHED)

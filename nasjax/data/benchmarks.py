@@ -8,6 +8,8 @@ can be numbered (`spaces.base.Enumerable`). N rows, in any order, each genotype 
   genotypes, or ops       [N, D]  integers: the decisions of each row
   op_names                [K]     what each value of a decision is called (checked)
   epochs                  ()      epochs of the full fidelity (an integer; 200 without)
+  one_training            ()      1 where the lower fidelities are epochs of the full
+                                  training, 0 (or no key) where each is its own
   <data>_valid            [N]     validation accuracy at the full fidelity, percent
   <data>_test             [N]     test accuracy of the same, percent
   ep<k>_<data>_valid      [N]     validation accuracy after k epochs, any number of k
@@ -77,6 +79,7 @@ class Benchmark:
     name: of the file, for messages.
     space: plain JSON values: `kind`, and the fields of the space.
     op_names: of the decisions' values, when the file names them.
+    one_training: whether lower fidelities are epochs of the full training.
     genotypes: `[N, D]` int32, in the order of the file.
     measured: by data set.
     latency: milliseconds `[N]` by device, as the file has them (some of NAS-Bench-201's
@@ -86,6 +89,7 @@ class Benchmark:
   name: str
   space: dict[str, Any]
   op_names: tuple[str, ...]
+  one_training: bool
   genotypes: np.ndarray
   measured: Mapping[str, Measured]
   latency: Mapping[str, np.ndarray]
@@ -137,6 +141,7 @@ def _benchmark(name: str, arrays: dict[str, np.ndarray]) -> Benchmark:
     name=name,
     space=space,
     op_names=tuple(map(str, table.arrays.get("op_names", np.array([])).ravel())),
+    one_training=bool(table.arrays.get("one_training", np.array(False)).any()),
     genotypes=genotypes,
     measured={dataset: table.measured(dataset) for dataset in table.datasets()},
     latency={

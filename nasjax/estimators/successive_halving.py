@@ -116,14 +116,24 @@ def hyperband(
   return _wrapped(estimator, rungs, evaluate)
 
 
+def brackets(num_rungs: int, eta: int) -> tuple[int, ...]:
+  """How many configurations the brackets of Hyperband have, the longest first.
+
+  Bracket s, with s + 1 rungs of R, has ceil(R / (s + 1) * eta^s) (Li et al. 2018,
+  algorithm 1, with their s_max = R - 1): each spends about the same.
+  """
+  return tuple(
+    math.ceil(num_rungs * eta**s / (s + 1)) for s in reversed(range(num_rungs))
+  )
+
+
 def bracket_sizes(population: int, num_rungs: int, eta: int) -> tuple[int, ...]:
   """How many of a population each bracket of Hyperband gets, the longest first.
 
-  Bracket s, with s + 1 rungs of R, has ceil(R / (s + 1) * eta^s) configurations (Li et
-  al. 2018, algorithm 1, with their s_max = R - 1): each spends about the same. Another
-  population is shared out in proportion, what is left over to the largest remainders.
+  A population of another size than `brackets` have together is shared out in
+  proportion, what is left over to the largest remainders.
   """
-  wanted = [math.ceil(num_rungs * eta**s / (s + 1)) for s in reversed(range(num_rungs))]
+  wanted = brackets(num_rungs, eta)
   shares = [divmod(population * n, sum(wanted)) for n in wanted]
   sizes = [whole for whole, _ in shares]
   by_rest = sorted(range(num_rungs), key=lambda i: -shares[i][1])

@@ -52,8 +52,8 @@ def test_compare_nasbench201_end_to_end(table, tmp_path, capsys):
     "local_search",
   }
   for row in rows:
-    assert row["valid"]["n"] == 8 and row["ended_early"] == 0
-    assert row["seconds"] <= 6 * 4000 and row["evaluations"] > 10
+    assert row["valid"]["n"] == 8 and row["exhausted"] == 0
+    assert row["spent"] <= 6 * 4000 and row["evaluations"] > 10
     gap = summary["optimum"][row["dataset"]]["test"] - row["test"]["mean"]
     assert row["test_regret"]["mean"] == pytest.approx(gap, abs=1e-6)
   assert summary["optimum"]["cifar10"]["test"] == pytest.approx(0.81)
@@ -92,7 +92,7 @@ def test_real_searches_stay_within_their_budget(shared_data, tmp_path):
   assert status == 0
   rows = json.loads((out / "summary.json").read_text())["results"]
   for row in rows:
-    assert row["seconds"] <= 12000
+    assert row["spent"] <= 12000
     if row["published"]:
       # Six combined standard errors: 64 seeds here, and the chance of so many rows.
       assert abs(row["published"]["test_errors"]) < 6
