@@ -15,7 +15,7 @@ from nasjax.estimators.successive_halving import (
   hyperband,
   successive_halving,
 )
-from nasjax.estimators.tabular import space_of, tabular
+from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.spaces.categorical import Categorical
 from nasjax.strategies.random_search import random_search
 
@@ -203,3 +203,29 @@ def test_a_compiled_search_over_a_table(wrap, tmp_path):
   assert (halved.score[halved.cost == 1] <= 0.5).all()
   with pytest.raises(InputError, match="no scores after 2 epochs; it has 1, 3, 9"):
     evaluate(wrap(whole, rungs=(2, 9)), np.zeros((5, 2), np.int32))
+
+
+def test_halving_beats_full_fidelity_at_equal_cost_on_nas_bench_201(shared_data):
+  table = benchmarks.read(shared_data / "nasbench201" / "nasbench201.npz")
+  space, measured = space_of(table), table.on("cifar10")
+  whole = tabular(space, table, "cifar10")
+  strategy = random_search(space, population=27, max_evaluations=108)
+  regret = []
+  for estimator in (
+    whole,
+    successive_halving(whole, rungs=(12, 200), resumed=False),
+  ):
+    found = search.run_compiled(
+      strategy,
+      estimator,
+      jax.random.split(jax.random.key(0), 128),
+      max_evaluations=108,
+      budget=20 * float(measured.seconds[-1].mean()),
+    )
+    genotypes, _ = found.incumbents()
+    number = np.asarray(jax.vmap(space.index)(genotypes))
+    test = measured.test[rows_of(space, table)][number]
+    regret.append(measured.test.max() - test)
+  assert regret[1].mean() < 0.85 * regret[0].mean()
+  error = np.sqrt(sum(r.var() / len(r) for r in regret))
+  assert regret[0].mean() - regret[1].mean() > 3 * error
