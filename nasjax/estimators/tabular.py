@@ -150,6 +150,7 @@ def tabular(
   ) -> tuple[TableState, Evaluation]:
     del key
     at = default if fidelity is None else level(fidelity)
-    return state, Evaluation(*look_up(state, jnp.asarray(genotypes), at), info={})
+    score, cost, curve = look_up(state, jnp.asarray(genotypes), at)
+    return state, Evaluation(score=score, cost=cost, curve=curve, info={})
 
   return Estimator(init, estimate)

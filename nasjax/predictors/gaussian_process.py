@@ -34,9 +34,9 @@ class GaussianProcess(NamedTuple):
   """The observations and what equation (5) keeps of them.
 
   Attributes:
-    x: `[N, E]` features; rows after `count` are zero.
+    x: `[N, E]` features; rows after `num_seen` are zero.
     y: `[N]` raw scores; 0 likewise.
-    count: scalar int32, observations.
+    num_seen: scalar int32, observations.
     inverse: `[H, N, N]` L^-1 for each pair of length and noise; the identity in the
       rows that are not used.
     scale: scalar, the typical distance |x - x'| that lengths are given in.
@@ -44,7 +44,7 @@ class GaussianProcess(NamedTuple):
 
   x: jax.Array
   y: jax.Array
-  count: jax.Array
+  num_seen: jax.Array
   inverse: jax.Array
   scale: jax.Array
 
@@ -61,7 +61,7 @@ def empty(capacity: int, num_features: int, scale: float) -> GaussianProcess:
   return GaussianProcess(
     x=jnp.zeros((capacity, num_features)),
     y=jnp.zeros(capacity),
-    count=jnp.int32(0),
+    num_seen=jnp.int32(0),
     inverse=eye,
     scale=jnp.float32(scale),
   )
@@ -74,7 +74,7 @@ def _kernel(gp: GaussianProcess, x_CE: jax.Array, length: jax.Array) -> jax.Arra
     + jnp.square(x_CE).sum(-1)[None]
     - 2.0 * gp.x @ x_CE.T
   )
-  used = jnp.arange(gp.y.shape[0]) < gp.count
+  used = jnp.arange(gp.y.shape[0]) < gp.num_seen
   width = 2.0 * jnp.square(length * gp.scale)
   return jnp.where(used[:, None], jnp.exp(-jnp.maximum(square, 0.0) / width), 0.0)
 
@@ -88,7 +88,7 @@ def append(gp: GaussianProcess, x: jax.Array, y: jax.Array) -> GaussianProcess:
     y: scalar.
   """
   length_H, noise_H = map(jnp.asarray, _grid())
-  place = jnp.where(jnp.isfinite(y), gp.count, gp.y.shape[0])
+  place = jnp.where(jnp.isfinite(y), gp.num_seen, gp.y.shape[0])
 
   def one(inverse, length, noise):
     v = inverse @ _kernel(gp, x[None], length)[:, 0]
@@ -99,7 +99,7 @@ def append(gp: GaussianProcess, x: jax.Array, y: jax.Array) -> GaussianProcess:
   return gp._replace(
     x=gp.x.at[place].set(x, mode="drop"),
     y=gp.y.at[place].set(y, mode="drop"),
-    count=gp.count + (place < gp.y.shape[0]),
+    num_seen=gp.num_seen + (place < gp.y.shape[0]),
     inverse=jax.vmap(one)(gp.inverse, length_H, noise_H),
   )
 
@@ -109,13 +109,13 @@ def evidence(gp: GaussianProcess) -> jax.Array:
   y, _, _ = _standardised(gp)
   fit = jnp.square(gp.inverse @ y).sum(-1)
   log_det = jnp.log(jnp.diagonal(gp.inverse, axis1=1, axis2=2)).sum(-1)
-  return -0.5 * fit + log_det - 0.5 * gp.count * jnp.log(2.0 * jnp.pi)
+  return -0.5 * fit + log_det - 0.5 * gp.num_seen * jnp.log(2.0 * jnp.pi)
 
 
 def _standardised(gp: GaussianProcess) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Scores with mean 0 and deviation 1 over what is used, and both."""
-  used = jnp.arange(gp.y.shape[0]) < gp.count
-  count = jnp.maximum(gp.count, 1)
+  used = jnp.arange(gp.y.shape[0]) < gp.num_seen
+  count = jnp.maximum(gp.num_seen, 1)
   mean = jnp.where(used, gp.y, 0.0).sum() / count
   variance = jnp.where(used, jnp.square(gp.y - mean), 0.0).sum() / count
   deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
