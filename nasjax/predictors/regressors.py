@@ -14,9 +14,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nasjax.core import keys
+
+# Cumulative probabilities of a Poisson variable with mean 1, up to all that float32
+# tells from 1. To count those below a uniform draw compiles in a tenth of the time that
+# `jax.random.poisson` takes, which holds loops for every mean.
+_POISSON = np.cumsum(np.exp(-1) / np.cumprod(np.maximum(np.arange(11), 1))).astype("f")
 
 
 class Ensemble(NamedTuple):
@@ -52,7 +58,7 @@ def init(
   Args:
     key: typed key.
     num_features: E.
-    members: M.
+    members: M; of one alone `predict` has no deviation.
     hidden: units of both hidden layers.
     learning_rate: Adam's; the same as for `fit`.
   """
@@ -106,7 +112,8 @@ def fit(
   optimizer = _optimizer(learning_rate)
 
   def one(key, params, state):
-    weight = jnp.where(seen, jax.random.poisson(key, 1.0, y.shape), 0)
+    drawn = jax.random.uniform(key, (*y.shape, 1)) > jnp.asarray(_POISSON)[None]
+    weight = jnp.where(seen, drawn.sum(-1), 0)
     weight = weight / jnp.maximum(weight.sum(), 1)
 
     def loss(params):

@@ -23,17 +23,15 @@ from nasjax.core import keys
 from nasjax.core.types import InputError
 from nasjax.predictors import encodings, regressors
 from nasjax.predictors.regressors import Ensemble
-from nasjax.spaces import base
 from nasjax.spaces.base import Space
 from nasjax.strategies.base import (
   History,
   Strategy,
-  also_known,
   candidates,
   empty_history,
+  fill_up,
   is_known,
   remember,
-  sample_new,
 )
 
 
@@ -111,12 +109,8 @@ def bananas(
     value, chosen = jax.lax.top_k(
       jnp.where(taken, -jnp.inf, sampled), population
     )  # (4)
-    use = (jnp.isfinite(value) & (history.num_added >= initial))[:, None]
-    asked = also_known(history, jnp.where(use, found[chosen], -1))
-    fallback = sample_new(
-      new_key, lambda k: base.sample(space, k), space, asked, population
-    )
-    return jnp.where(use, found[chosen], fallback), state
+    use = jnp.isfinite(value) & (history.num_added >= initial)
+    return fill_up(new_key, space, history, found[chosen], use), state
 
   def tell(key, state, genotypes, scores):
     predicted, _ = regressors.predict(state.ensemble, jax.vmap(encode)(genotypes))

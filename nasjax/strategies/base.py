@@ -63,18 +63,6 @@ def remember(history: History, genotypes: jax.Array, scores: jax.Array) -> Histo
   )
 
 
-def also_known(history: History, genotypes: jax.Array) -> History:
-  """A history with P rows more, for genotypes `[P, D]` that are about to be asked.
-
-  For `is_known` and `sample_new` within one `ask`; a row of -1 stands for nothing.
-  """
-  return History(
-    genotypes=jnp.concatenate([history.genotypes, genotypes]),
-    scores=jnp.concatenate([history.scores, jnp.full(len(genotypes), jnp.nan)]),
-    num_added=history.num_added,
-  )
-
-
 def is_known(history: History, genotypes: jax.Array) -> jax.Array:
   """`[P]` bool: which of `genotypes [P, D]` were tried before."""
   return (genotypes[:, None] == history.genotypes[None]).all(-1).any(-1)
@@ -192,3 +180,27 @@ def sample_new(
   repeats = draw(prior, max_tries + 1)[:population]
   is_new = (jnp.arange(population) < num_found)[:, None]
   return jnp.where(is_new, found, repeats)
+
+
+def fill_up(
+  key: jax.Array, space: Space, history: History, chosen: jax.Array, use: jax.Array
+) -> jax.Array:
+  """A population of what was chosen and, where that is too little, of new draws.
+
+  Args:
+    key: typed key.
+    space: for its prior.
+    history: what not to repeat.
+    chosen: `[P, D]` int32.
+    use: `[P]` bool, which of them are new. Draws take the places of the others, and
+      repeat neither the history nor what is used; see `sample_new`.
+
+  Returns:
+    `[P, D]` int32.
+  """
+  asked = jnp.where(use[:, None], chosen, -1)
+  known = history._replace(genotypes=jnp.concatenate([history.genotypes, asked]))
+  drawn = sample_new(key, lambda k: base.sample(space, k), space, known, len(use))
+  # In the order of `sample_new`: what is new comes first, and may be less than P.
+  turn = jnp.cumsum(~use) - 1
+  return jnp.where(use[:, None], chosen, drawn[turn])

@@ -29,12 +29,11 @@ from nasjax.spaces.base import Space
 from nasjax.strategies.base import (
   History,
   Strategy,
-  also_known,
   candidates,
   empty_history,
+  fill_up,
   is_known,
   remember,
-  sample_new,
 )
 
 
@@ -115,7 +114,7 @@ def bayesian(
       gain = gp_lib.expected_improvement(mean, std, best)  # (2)
       gain = jnp.where(taken, -jnp.inf, gain)
       chosen = jnp.argmax(gain)
-      taken |= (found == found[chosen]).all(-1)
+      taken |= (found == found[chosen][None]).all(-1)
       process = gp_lib.append(process, x_CE[chosen], mean[chosen])  # (3)
       return (process, taken), (found[chosen], jnp.isfinite(gain[chosen]))
 
@@ -126,12 +125,8 @@ def bayesian(
       chosen_PD, is_new = found[jnp.argmax(gain)][None], jnp.isfinite(gain.max())[None]
     else:
       chosen_PD, is_new = jax.lax.scan(choose, (process, known), length=population)[1]
-    use = (is_new & (history.num_added >= initial))[:, None]
-    taken = also_known(history, jnp.where(use, chosen_PD, -1))
-    fallback = sample_new(
-      new_key, lambda k: base.sample(space, k), space, taken, population
-    )
-    return jnp.where(use, chosen_PD, fallback), state
+    use = is_new & (history.num_added >= initial)
+    return fill_up(new_key, space, history, chosen_PD, use), state
 
   def tell(key, state, genotypes, scores):
     del key
