@@ -130,8 +130,8 @@ def test_pairs_are_tested(compared):
   assert pair["p_holm"] == pytest.approx(2 / 70)
   controls = one["control_pairs"]["test_score"]
   assert [pair["worse"] for pair in controls] == [
-    "random search of mlpnas_wine A",
-    "random search of mlpnas_wine B",
+    "random, mlpnas_wine A",
+    "random, mlpnas_wine B",
   ]
   # All four differences have one sign: one of 16, doubled for the side and by Holm.
   assert [pair["p_holm"] for pair in controls] == pytest.approx([0.25, 0.25])
