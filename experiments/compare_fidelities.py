@@ -254,11 +254,14 @@ def sentence(group: dict[str, Any]) -> str:
     within = [row for row in pool if math.isfinite(row["tau_best_tenth"])]
     if within:
       first = max(within, key=lambda row: row["tau_best_tenth"])
-      value = f"{first['tau_best_tenth']:.2f}"
-      if first is best:
-        text += f"; among the best tenth its tau is {value}"
+      n = max(best["ranked"] // 10, 3)
+      # The standard deviation of tau without any correlation: less is not told apart.
+      chance = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+      if not first["tau_best_tenth"] > best["tau_best_tenth"] + 2 * chance:
+        text += f"; among the best tenth its tau is {best['tau_best_tenth']:.2f}"
       else:
-        text += f"; among the best tenth {_words(first)} does, with tau {value}"
+        text += f"; among the best tenth {_words(first)} does, with tau "
+        text += f"{first['tau_best_tenth']:.2f}"
     text += "; "
   if seed is not None and math.isfinite(seed["tau_valid"]):
     text += f"training again with another seed has tau {seed['tau_valid']:.2f}; "

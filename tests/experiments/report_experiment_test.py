@@ -181,6 +181,17 @@ def test_one_run_alone_is_a_report(make, tmp_path):
   assert "mlpnas_wine" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_a_run_in_which_every_child_failed(make, tmp_path):
+  run = make("a", summary=False)
+  (run / "control_records.jsonl").unlink()
+  lines = [json.loads(x) for x in (run / "records.jsonl").read_text().splitlines()]
+  failed = [json.dumps(record | {"score": None}) + "\n" for record in lines]
+  (run / "records.jsonl").write_text("".join(failed))
+  assert execute(tmp_path, run) == 0
+  text = (tmp_path / "report" / "report.md").read_text()
+  assert "No child has a score" in text and "<svg" not in text
+
+
 def test_mistakes_are_one_line(make, tmp_path, capsys):
   run = make("a")
   (tmp_path / "empty").mkdir()
