@@ -254,11 +254,14 @@ def sentence(group: dict[str, Any]) -> str:
     within = [row for row in pool if math.isfinite(row["tau_best_tenth"])]
     if within:
       first = max(within, key=lambda row: row["tau_best_tenth"])
-      value = f"{first['tau_best_tenth']:.2f}"
-      if first is best:
-        text += f"; among the best tenth its tau is {value}"
+      n = max(best["ranked"] // 10, 3)
+      # The standard deviation of tau without any correlation: less is not told apart.
+      chance = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+      if not first["tau_best_tenth"] > best["tau_best_tenth"] + 2 * chance:
+        text += f"; among the best tenth its tau is {best['tau_best_tenth']:.2f}"
       else:
-        text += f"; among the best tenth {_words(first)} does, with tau {value}"
+        text += f"; among the best tenth {_words(first)} does, with tau "
+        text += f"{first['tau_best_tenth']:.2f}"
     text += "; "
   if seed is not None and math.isfinite(seed["tau_valid"]):
     text += f"training again with another seed has tau {seed['tau_valid']:.2f}; "
@@ -289,14 +292,14 @@ def _title(group: dict[str, Any]) -> str:
 
 
 def _table(group: dict[str, Any]) -> tables.Table:
-  columns = [("estimate", False), ("", False), ("cost", True)]
+  columns = [("estimate", False), ("cost", True)]
   columns += [("tau, validation", True), ("tau, test", True)]
   columns += [("tau, best tenth", True)]
-  columns += [(f"regret of top {k}, points", True) for k in TOP]
+  columns += [(f"top-{k} regret, points", True) for k in TOP]
   rows = []
   for row in group["rows"]:
     cost = _percent(row["cost"]) if math.isfinite(row["cost"]) else tables.DASH
-    cells = [row["kind"], row["name"], cost]
+    cells = [f"{row['kind']}: {row['name']}", cost]
     for name in FIGURES:
       scale, digits = (100, 2) if name.startswith("regret") else (1, 3)
       value, high = scale * row[name], scale * row[f"{name}_high"]
@@ -321,9 +324,9 @@ _NOTES = (
   "best of all ranked.",
 )
 _SEED_NOTE = (
-  "Another seed is compared with the mean of the seeds that are not it: the noise of "
-  "training, which no estimate made with yet another seed can beat by much. Epochs of "
-  "the very training that is the truth share its seed, and may."
+  "Another seed is compared with the mean of the seeds that are not it: what is above "
+  "its tau is noise of training, not knowledge of architectures. Earlier epochs of the "
+  "very training that is the truth share that noise, and may lie above."
 )
 
 
@@ -331,14 +334,13 @@ def _report(run: Run, summary: dict[str, Any]):
   """`report.html` and `report.md`."""
   sections = []
   for group in summary["groups"]:
-    notes = [group["sentence"], *_NOTES]
+    notes = [*_NOTES]
     if any(row["kind"] == SEED for row in group["rows"]):
       notes.append(_SEED_NOTE)
     title = _title(group)
     sections.append(report.Section(title, _table(group), notes, _plots(group)))
   environment = tables.pairs(summary["environment"].items())
-  first = {group["dataset"]: group["sentence"] for group in summary["groups"][::-1]}
-  said = " ".join(list(first.values())[::-1])
+  said = " ".join(group["sentence"] for group in summary["groups"])
   return report.write_page(
     run.workdir,
     {

@@ -158,21 +158,27 @@ def _against_control(groups: Sequence[Group], name: str) -> list[dict[str, Any]]
 
 
 def _control_label(group: Group) -> str:
-  return f"random search of {group.label}"
+  return f"random, {group.label}"
 
 
 def _curves(groups: Sequence[Group], budget: str) -> dict[str, dict[str, np.ndarray]]:
-  """Bands of the incumbents, of searches and of their controls."""
-  parts = {}
+  """Bands of the incumbents, of searches and of their controls.
+
+  A run that did not come to its end has a line of its own: where it ends, a mean with
+  it would jump.
+  """
+  parts: dict[str, list[tuple[list[dict[str, Any]], bool]]] = {}
   for group in groups:
-    for label, records in (
-      (group.label, [each.children for each in group.runs]),
-      (_control_label(group), [each.control for each in group.runs]),
-    ):
-      ended = [each.finished for each in group.runs]
-      part = [(r, done) for r, done in zip(records, ended) if r]
-      if part:
-        parts[label] = part
+    for each in group.runs:
+      seed = "" if each.finished else f", seed {each.seed}"
+      for label, records in (
+        (group.label, each.children),
+        (_control_label(group), each.control),
+      ):
+        if any(record.get("score") is not None for record in records):
+          parts.setdefault(label + seed, []).append((records, each.finished))
+  if not parts:
+    return {}
   every = [runs.cumulative(r, budget) for part in parts.values() for r, _ in part]
   first = min(costs[0] for costs in every)
   last = max(costs[-1] for costs in every)
@@ -196,11 +202,12 @@ def _sentence(found: dict[str, Any]) -> str:
   )
   parts = []
   for name, words in _OURS.items():
-    for kind in ("pairs", "control_pairs"):
+    for kind, start in (("pairs", ""), ("control_pairs", "against random search, ")):
       pairs = [comparison.Pair(**pair) for pair in found[kind][name]]
       if pairs:
         said = comparison.sentence(pairs, scale=scale, unit=unit)
-        parts.append(f"{words[0].upper()}{words[1:]}: {said}")
+        title = start + words
+        parts.append(f"{title[0].upper()}{title[1:]}: {said}")
   if parts:
     return " ".join(parts)
   best = [row for row in found["runs"] if row["best_score"] is not None]
@@ -229,9 +236,9 @@ def _report(run: Run, together: Sequence[Sequence[Group]], found: list[dict[str,
     sections.append(
       report.Section(f"{title}: best so far", None, [_CURVE_NOTE], _plots(one))
     )
-    tests, notes = _pair_table(one), [_PAIR_NOTE, one["sentence"]]
+    tests = _pair_table(one)
     if tests is not None:
-      sections.append(report.Section(f"{title}: differences", tests, notes))
+      sections.append(report.Section(f"{title}: differences", tests, [_PAIR_NOTE]))
   said = [f"{_title(one)}. {one['sentence']}" for one in found]
   count = sum(len(one["runs"]) for one in found)
   return report.write_page(
@@ -251,8 +258,8 @@ _GROUP_NOTE = (
   "95 % interval of the mean."
 )
 _CURVE_NOTE = (
-  "Bands: 95 % intervals of the mean over the seeds that have come so far; none for "
-  "one seed. Seconds are those of the children, summed: children that train at one "
+  "Bands: 95 % intervals of the mean over the finished seeds, from where each has a "
+  "score. Seconds are those of the children, summed: children that train at one "
   "time count in full."
 )
 _PAIR_NOTE = (
@@ -347,6 +354,8 @@ def _plots(found: dict[str, Any]) -> list[dict[str, str]]:
       name: tuple(band[k] for k in ("grid", "mean", "low", "high"))
       for name, band in found["anytime"][budget].items()
     }
+    if not curves:
+      continue
     grid = next(iter(curves.values()))[0]
     drawn = plots.anytime_curves(
       curves,
@@ -357,6 +366,6 @@ def _plots(found: dict[str, Any]) -> list[dict[str, str]]:
         budget == "seconds" and grid[0] * _LOG_RATIO < grid[-1] and grid[0] > 0
       ),
     )
-    note = "Mean over the seeds of a group."
+    note = "Mean over the finished seeds of a group; of another seed its own line."
     made.append({"svg": plots.to_svg(drawn), "note": note, "title": f"by {budget}"})
   return made

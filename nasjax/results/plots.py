@@ -190,7 +190,8 @@ def anytime_curves(
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)
   axes.set_title(title)
-  _legend_below(figure, axes, ncols=3)
+  longest = max((len(_short(name)) for name in bands), default=0)
+  _legend_below(figure, axes, ncols=3 if longest <= 20 else 2)
   return figure
 
 

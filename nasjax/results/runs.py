@@ -268,7 +268,8 @@ def anytime(
     grid: `[G]` budgets, ascending.
 
   Returns:
-    The band at each of them.
+    The band at each of them, from where every seed has a score on: a mean over the
+    quickest would fall as the others come in.
   """
   longest = max((len(part) for part, _ in parts), default=0)
   shape = len(parts), longest
@@ -278,6 +279,9 @@ def anytime(
     curves[i, : len(part)] = analysis.incumbent_curve(scores)
     costs[i, : len(part)] = cumulative(part, budget)
   values = comparison.anytime(curves, costs, grid)
+  scored = np.where(np.isfinite(curves), costs, np.inf).min(1, initial=np.inf)
+  begun = scored[np.isfinite(scored)].max(initial=-np.inf)
+  values[:, grid < begun] = np.nan
   for row, cost, (_, finished) in zip(values, costs, parts):
     if not finished:
       row[grid > np.nanmax(cost, initial=-np.inf)] = np.nan

@@ -126,6 +126,43 @@ def test_the_report_says_it(groups):
   assert "another seed has tau" in found[1]["sentence"]
 
 
+def row(kind, name, cost, tau, best_tenth=0.1, ranked=1000):
+  return {
+    "kind": kind,
+    "name": name,
+    "cost": cost,
+    "ranked": ranked,
+    "tau_valid": tau,
+    "tau_test": 0.9,
+    "tau_best_tenth": best_tenth,
+    "regret_10": 0.012,
+  }
+
+
+def test_the_sentence_names_another_winner_only_where_it_is_told_apart():
+  full = row("full training", "12 epochs", 1.0, np.nan)
+  predictor = row("predictor, paths", "400 trained", 0.03, 0.8)
+  group = {"dataset": "toy", "architectures": 1000, "of": 1000}
+  for best_tenth, words in (
+    (0.15, "among the best tenth its tau is 0.10"),
+    (0.5, "among the best tenth stopping after 1 epoch does, with tau 0.50"),
+  ):
+    epochs = row("fewer epochs", "1 epoch", 0.08, 0.6, best_tenth)
+    late = row("fewer epochs", "11 epochs", 0.9, 0.99, 0.99)
+    rows = [full, epochs, late, predictor]
+    said = compare_fidelities.sentence(group | {"rows": rows})
+    assert words in said and "1.20 points below" in said
+    assert "a predictor with paths features (400 trained) ranks best" in said
+  said = compare_fidelities.sentence(group | {"rows": [full, late]})
+  assert "the cheapest, stopping after 11 epochs, ranks with tau 0.99 at 90 %" in said
+
+
+def test_our_own_table_costs_fewer_rows_by_its_training_split():
+  rows = compare_fidelities._known_rows("mlp_digits")
+  assert (rows // 2, rows // 4) == (431, 215)  # columns of the table
+  assert compare_fidelities._known_rows("other.npz") is None
+
+
 def test_a_seed_is_not_compared_with_a_mean_that_it_is_in(tmp_path):
   rng = np.random.default_rng(1)
   seeds = 50 + rng.normal(0, 1, (SIDE**3, 3))  # nothing but noise

@@ -130,8 +130,8 @@ def test_pairs_are_tested(compared):
   assert pair["p_holm"] == pytest.approx(2 / 70)
   controls = one["control_pairs"]["test_score"]
   assert [pair["worse"] for pair in controls] == [
-    "random search of mlpnas_wine A",
-    "random search of mlpnas_wine B",
+    "random, mlpnas_wine A",
+    "random, mlpnas_wine B",
   ]
   # All four differences have one sign: one of 16, doubled for the side and by Holm.
   assert [pair["p_holm"] for pair in controls] == pytest.approx([0.25, 0.25])
@@ -179,6 +179,17 @@ def test_curves_end_where_an_unfinished_run_does(make):
 def test_one_run_alone_is_a_report(make, tmp_path):
   assert execute(tmp_path, make("a")) == 0
   assert "mlpnas_wine" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_run_in_which_every_child_failed(make, tmp_path):
+  run = make("a", summary=False)
+  (run / "control_records.jsonl").unlink()
+  lines = [json.loads(x) for x in (run / "records.jsonl").read_text().splitlines()]
+  failed = [json.dumps(record | {"score": None}) + "\n" for record in lines]
+  (run / "records.jsonl").write_text("".join(failed))
+  assert execute(tmp_path, run) == 0
+  text = (tmp_path / "report" / "report.md").read_text()
+  assert "No child has a score" in text and "<svg" not in text
 
 
 def test_mistakes_are_one_line(make, tmp_path, capsys):
