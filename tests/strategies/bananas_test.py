@@ -52,7 +52,7 @@ def test_everything_is_asked_once_though_hardly_a_candidate_is_new(score):
 
 @functools.cache
 def rounds():
-  """Genotypes, scores and predictions of seven rounds; the first child of each fails."""
+  """Genotypes, scores and predictions of seven rounds; each first child fails."""
   strategy = bananas(WIDE, population=P, max_evaluations=40, initial=10, hidden=16)
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
   state = strategy.init(jax.random.key(0))
