@@ -9,8 +9,9 @@ from nasjax.data import benchmarks
 from nasjax.estimators.tabular import rows_of, space_of
 
 # Accuracy is counted on 575 validation and 360 test rows. A chain trained by another
-# program sums in another order; over 324 steps that may turn a few rows.
-_ROWS_OFF = 6
+# program, or on another machine, sums in another order; over 324 steps that may turn
+# a row or two. (Where the table was made, all counts are equal.)
+_ROWS_OFF = 2
 
 
 @pytest.fixture(scope="module")
