@@ -78,7 +78,7 @@ class Competitor(NamedTuple):
 _ETA = 3  # of the halving rungs, Hyperband's own
 
 # Papers' values, but for what a table and its budget call for: evolution's P=10, S=3
-# are NATS-Bench's, the LSTM has 64 units and no predictor, and rounds of halving start
+# are NATS-Bench's, the LSTM has 32 units and no predictor, and rounds of halving start
 # with as many children as leave one at the last rung.
 STRATEGIES: dict[str, Competitor] = {
   "random_search": Competitor(
@@ -96,7 +96,7 @@ STRATEGIES: dict[str, Competitor] = {
   "reinforce_independent": Competitor(_reinforce_independent),
   "reinforce_lstm": Competitor(
     lambda space, n, rungs: reinforce(
-      space, max_evaluations=n, hidden=64, predictor=0.0
+      space, max_evaluations=n, hidden=32, predictor=0.0
     )
   ),
   "bayesian": Competitor(lambda space, n, rungs: bayesian(space, max_evaluations=n)),
