@@ -20,8 +20,8 @@ import optax
 from nasjax.core import keys
 
 # Cumulative probabilities of a Poisson variable with mean 1, up to all that float32
-# tells from 1. To count those below a uniform draw compiles in a tenth of the time that
-# `jax.random.poisson` takes, which holds loops for every mean.
+# tells from 1: the draw is how many lie below a uniform one, where `jax.random.poisson`
+# holds loops for every mean.
 _POISSON = np.cumsum(np.exp(-1) / np.cumprod(np.maximum(np.arange(11), 1))).astype("f")
 
 

@@ -48,12 +48,12 @@ def bananas(
   population: int = 10,
   max_evaluations: int = 200,
   initial: int = 10,
-  encoding: Literal["one_hot", "paths"] = "paths",
+  encoding: Literal["one_hot", "paths"] = "one_hot",
   num_parents: int = 10,
   num_mutants: int = 100,
   members: int = 3,
   hidden: int = 32,
-  steps: int = 60,
+  steps: int = 30,
 ) -> Strategy:
   """Predictor-guided search in the manner of BANANAS.
 

@@ -50,7 +50,7 @@ def bayesian(
   population: int = 1,
   max_evaluations: int = 200,
   initial: int = 10,
-  encoding: Literal["one_hot", "paths"] = "paths",
+  encoding: Literal["one_hot", "paths"] = "one_hot",
   num_parents: int = 10,
   num_mutants: int = 80,
   num_draws: int = 20,

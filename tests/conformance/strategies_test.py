@@ -123,11 +123,11 @@ def test_vmap_equals_loop(name, strategy):
   plain = MEMBERS[name]()
   ask, tell = quick_jit(jax.vmap(plain.ask)), quick_jit(jax.vmap(plain.tell))
 
-  def key_of(seed, use):
-    return jax.random.key(10 * seed + use)
-
   def keys(use):
-    return jnp.stack([key_of(seed, use) for seed in range(3)])
+    return jax.random.split(jax.random.key(use), 3)
+
+  def key_of(seed, use):
+    return keys(use)[seed]
 
   def search(seed):
     genotypes, state = strategy.ask(key_of(seed, 1), strategy.init(key_of(seed, 0)))
