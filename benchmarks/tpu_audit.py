@@ -2,6 +2,7 @@
 
   pip install -e '.[tpu-audit]'
   python -m benchmarks.tpu_audit [--devices=v5e,v6e] [--populations=10,100,1000]
+  python -m benchmarks.tpu_audit --populations=1000 --layouts=padded --chips=4
   python -m benchmarks.tpu_audit --populations=10 --frames='64 64,128 128'
 
 XLA compiles the population's step in both of its layouts, the controller's round and
@@ -69,6 +70,7 @@ COLLECTIVES = re.compile(
   r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all"
   r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
+LAYOUTS = ("padded", "bucketed")
 WINNER = "512 relu - 512 relu - 256 relu - dropout 0.2"
 SHAPE = jax.ShapeDtypeStruct
 
@@ -207,6 +209,7 @@ class Audit:
     self.mesh = Mesh(np.array(devices[:chips]), ("population",))
     self.chips = chips
     self.space = MLPChain()
+    self.whole = (self.space.max_width,) * (self.space.length - 1)
 
   def epoch(self, name, program, members, *, batch=BATCH, chains=()) -> Row:
     """One program of a population, or (no members) of one child."""
@@ -285,16 +288,19 @@ class Audit:
     )
     return [self.space.layers(np.asarray(genotype)) for genotype in draws]
 
-  def population(self, members: int) -> Iterator[Row]:
-    """Both layouts of a population."""
+  def padded(self, members: int) -> list[Row]:
+    """A population in the frame of the whole space."""
+    program = Program(None, self.whole)
+    return self.in_parts("padded", program, members, chains=self.draw(members))
+
+  def bucketed(self, members: int) -> Iterator[Row]:
+    """A population in the frames that the planner opens, and their sum."""
     chains = self.draw(members)
-    whole = (self.space.max_width,) * (self.space.length - 1)
-    yield from self.in_parts("padded", Program(None, whole), members, chains=chains)
     steps = EPOCHS * (TRAIN // BATCH)
     cost = packing.CostModel(
       self.profile, FEATURES, CLASSES, BATCH, steps, EPOCHS * VALID, vmapped=True
     )
-    plan = packing.make_plan(chains, (), cost, "bucketed", whole)
+    plan = packing.make_plan(chains, (), cost, "bucketed", self.whole)
     total = Row("bucketed, all frames", members)
     for group in plan.groups:
       rows = self.in_parts(
@@ -338,7 +344,9 @@ class Audit:
     )
 
 
-def _rows(audit: Audit, populations: list[int], frames: str) -> Iterator[Row]:
+def _rows(
+  audit: Audit, populations: list[int], layouts: list[str], frames: str
+) -> Iterator[Row]:
   if frames:
     for members, text in itertools.product(populations, frames.split(",")):
       program = Program(None, tuple(int(width) for width in text.split()))
@@ -349,7 +357,8 @@ def _rows(audit: Audit, populations: list[int], frames: str) -> Iterator[Row]:
   for members in populations:
     if audit.chips == 1:
       yield from audit.controller(members)
-    yield from audit.population(members)
+    for layout in layouts:
+      yield from getattr(audit, layout)(members)
 
 
 def main() -> int:
@@ -357,9 +366,13 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--devices", default="v5e,v6e")
   parser.add_argument("--populations", default="10,100,1000")
+  parser.add_argument("--layouts", default=",".join(LAYOUTS))
   parser.add_argument("--chips", type=int, default=1, choices=(1, 2, 4))
   parser.add_argument("--frames", default="", help="these alone, as '64 64,128 128'")
   options = parser.parse_args()
+  layouts = options.layouts.split(",")
+  if not set(layouts) <= set(LAYOUTS):
+    parser.error(f"unknown layout in {options.layouts!r}; there are {LAYOUTS}")
   populations = [int(number) for number in options.populations.split(",")]
   collectives = 0
   for device in options.devices.split(","):
@@ -369,7 +382,7 @@ def main() -> int:
     print(
       f"\nTPU {device}, {options.chips} chip(s), jax {jax.__version__}:\n\n{HEADER}"
     )
-    for row in _rows(audit, populations, options.frames):
+    for row in _rows(audit, populations, layouts, options.frames):
       print(row.line(), flush=True)
       collectives += row.collectives
   return 1 if collectives else 0

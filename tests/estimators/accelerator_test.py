@@ -32,7 +32,7 @@ def test_plans_for_a_tpu_score_children_as_exact_programs_do(monkeypatch):
   genotypes = draw(30, seed=0)
   depths = {len(SPACE.layers(genotype)) for genotype in genotypes}
   assert depths == {1, 2, 3, 4}
-  exact = scores_of(genotypes[::6], layout="exact")
+  exact = scores_of(genotypes[::10], layout="exact")
   assert np.isfinite(exact).all() and np.ptp(exact) > 0.01
 
   # Where children do not take turns, a group is one vmapped population.
@@ -58,5 +58,5 @@ def test_plans_for_a_tpu_score_children_as_exact_programs_do(monkeypatch):
     groups = plans[0].groups
     assert len(groups) == {"tpu-v5e": 1, "tpu-v6e": 3}[device]
     assert sorted(widths) == sorted(len(group.members) for group in groups)
-    np.testing.assert_allclose(found[device][::6], exact, atol=2e-4)
+    np.testing.assert_allclose(found[device][::10], exact, atol=2e-4)
   np.testing.assert_allclose(found["tpu-v5e"], found["tpu-v6e"], atol=2e-4)
