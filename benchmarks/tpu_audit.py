@@ -177,10 +177,11 @@ def _timed(lower) -> tuple[Any, float]:
   return compiled, time.perf_counter() - start
 
 
-def _enter_memory(row: Row, lower) -> None:
+def _enter_memory(row: Row, lower, chips: int = 1) -> None:
   """Compiles a whole epoch or call, and enters what it holds."""
   compiled, row.compile_seconds = _timed(lower)
-  row.collectives = len(COLLECTIVES.findall(compiled.as_text()))
+  if chips > 1:  # on one there is none, and libtpu 0.0.52 cannot print all programs
+    row.collectives = len(COLLECTIVES.findall(compiled.as_text()))
   memory = compiled.memory_analysis()
   row.peak_gb = (
     memory.argument_size_in_bytes
@@ -234,7 +235,8 @@ class Audit:
     # As a trainer decides: XLA would take minutes to say that the state does not fit.
     if (STATE_BYTES + BEST_BYTES) * each_gb <= limit or width <= self.chips:
       try:
-        _enter_memory(row, lambda: lower(TRAIN // batch, TRAIN, VALID))
+        whole_epoch = functools.partial(lower, TRAIN // batch, TRAIN, VALID)
+        _enter_memory(row, whole_epoch, self.chips)
         needed = row.peak_gb + BEST_BYTES * each_gb
       except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or width <= self.chips:

@@ -46,7 +46,7 @@ def test_what_is_far_too_large_is_not_compiled(audit, monkeypatch):
   monkeypatch.setattr(
     tpu_audit,
     "_enter_memory",
-    lambda row, lower: (compiled.append(row.children), enter(row, lower)),
+    lambda row, *rest: (compiled.append(row.children), enter(row, *rest)),
   )
   whole, *parts = audit.padded(6000)
   assert whole.failure.startswith("would take 0.8 GB of 0.4")
