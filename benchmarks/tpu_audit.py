@@ -2,17 +2,24 @@
 
   pip install -e '.[tpu-audit]'
   python -m benchmarks.tpu_audit [--devices=v5e,v6e] [--populations=10,100,1000]
+  python -m benchmarks.tpu_audit --populations=1000 --layouts=padded --chips=4
   python -m benchmarks.tpu_audit --populations=10 --frames='64 64,128 128'
 
 XLA compiles the population's step in both of its layouts, the controller's round and
-the retraining step for the device; nothing is run. One step is compiled by itself, as
-XLA's cost analysis counts the body of a loop once; peak memory is that of a whole epoch
-on MNIST. The seconds are XLA's own estimate, without the kernels that it has none for.
+the retraining step for the device; nothing is run. Compile seconds, peak memory and
+collectives are those of a whole epoch on MNIST. One step is compiled by itself for the
+rest, as XLA's cost analysis counts the body of a loop once. The seconds are XLA's own
+estimate, without the kernels that it has none for.
 It takes all bytes that kernels read and write at the bandwidth of the memory, also
 those that stay in the chip, so it is an upper bound. Beside it stands the least that
 the device could take: the larger of the arithmetic of the children's own layers at the
 peak rate, and of Adam's traffic for their weights (28 bytes each) at the peak
 bandwidth. The controller is all loops: its arithmetic is counted in the traced program.
+
+A population that does not fit is trained in parts, one after another: its row says so,
+the next is that of one part. With `--chips`, a population is sharded over so many and
+figures are those of each chip; the programs that run on one of them are left out.
+Exits with 1 when a program has a collective.
 """
 
 import argparse
@@ -24,6 +31,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +61,16 @@ for _name, _value in (
 FEATURES, CLASSES, TRAIN, VALID = 784, 10, 48_000, 12_000
 BATCH, RETRAIN_BATCH, EPOCHS = 32, 64, 10
 ADAM_BYTES = 28
-STATE_BYTES = 16  # a weight, its two moments and its gradient
-MEMORY_GB = {"v5e": 16, "v6e": 32}
+STATE_BYTES = 12  # a weight and its two moments
+GRADIENT_BYTES = 4
+BEST_BYTES = 8  # the weights of its best epoch so far and their replacement
+MEMORY_GB = {"v5e": 16.9, "v6e": 33.5}  # what XLA lets a program have
+SHARE = 0.9  # of it that a trainer lets a population have
 COLLECTIVES = re.compile(
-  r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+  r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all"
+  r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
+LAYOUTS = ("padded", "bucketed")
 WINNER = "512 relu - 512 relu - 256 relu - dropout 0.2"
 SHAPE = jax.ShapeDtypeStruct
 
@@ -69,15 +82,16 @@ class Row:
   Attributes:
     name: which program.
     children: that it trains.
-    compile_seconds: on this machine.
+    compile_seconds: of the whole epoch (of the call, for the controller), here.
     flops: of the program, padding included.
     bytes: that its kernels read and write.
     estimate: seconds, by XLA.
     without: kernels that the estimate leaves out.
     least: seconds, of the arithmetic and the traffic that nothing can avoid.
-    peak_gb: memory of the whole epoch (of the call, for the controller).
-    collectives: between chips.
-    failure: why it could not be compiled.
+    peak_gb: memory of the whole epoch.
+    collectives: between chips, in the whole epoch.
+    failure: why the population is trained in parts.
+    parts: how many of these the population is trained in.
   """
 
   name: str
@@ -91,6 +105,7 @@ class Row:
   peak_gb: float = 0.0
   collectives: int = 0
   failure: str = ""
+  parts: int = 1
 
   def line(self) -> str:
     """A row of the table; empty where there is nothing to say."""
@@ -155,25 +170,17 @@ def _arguments(program: Program, width: int, steps: int, batch: int, data) -> tu
   )
 
 
-def _compile(row: Row, lower, *, step_only: bool) -> Row:
-  """Compiles and enters what XLA says; memory or costs."""
+def _timed(lower) -> tuple[Any, float]:
+  """Compiled, and the seconds that it took."""
   start = time.perf_counter()
-  try:
-    compiled = lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    row.failure = "does not fit" + (f": {used[1]} of {used[2]}" if used else "")
-    return row
-  if step_only:
-    row.compile_seconds = time.perf_counter() - start
-    costs = compiled.cost_analysis()
-    row.flops, row.bytes = costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
-    # A kernel without an estimate counts as minus one second.
-    seconds = costs.get("optimal_seconds", 0.0)
-    row.without = max(0, int(np.ceil(-seconds)))
-    row.estimate = seconds + row.without
+  compiled = lower().compile()
+  return compiled, time.perf_counter() - start
+
+
+def _enter_memory(row: Row, lower, chips: int = 1) -> None:
+  """Compiles a whole epoch or call, and enters what it holds."""
+  compiled, row.compile_seconds = _timed(lower)
+  if chips > 1:  # on one there is none, and libtpu 0.0.52 cannot print all programs
     row.collectives = len(COLLECTIVES.findall(compiled.as_text()))
   memory = compiled.memory_analysis()
   row.peak_gb = (
@@ -182,19 +189,28 @@ def _compile(row: Row, lower, *, step_only: bool) -> Row:
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes
   ) / 1e9
-  return row
+
+
+def _enter_costs(row: Row, lower) -> None:
+  """Compiles one step, and enters what it does."""
+  costs = _timed(lower)[0].cost_analysis()
+  row.flops, row.bytes = costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
+  # A kernel without an estimate counts as minus one second.
+  seconds = costs.get("optimal_seconds", 0.0)
+  row.without = max(0, int(np.ceil(-seconds)))
+  row.estimate = seconds + row.without
 
 
 class Audit:
   """The programs on one kind of device."""
 
   def __init__(self, name: str, chips: int) -> None:
-    self.profile = profile.GIVEN[f"tpu-{name}"]
+    self.name, self.profile = name, profile.GIVEN[f"tpu-{name}"]
     devices = topologies.get_topology_desc(f"{name}:2x2", "tpu").devices
     self.mesh = Mesh(np.array(devices[:chips]), ("population",))
-    self.memory_gb = MEMORY_GB[name]
     self.chips = chips
     self.space = MLPChain()
+    self.whole = (self.space.max_width,) * (self.space.length - 1)
 
   def epoch(self, name, program, members, *, batch=BATCH, chains=()) -> Row:
     """One program of a population, or (no members) of one child."""
@@ -202,27 +218,53 @@ class Audit:
     width = -(-members // self.chips) * self.chips
     sizes = [FEATURES, *program.widths, CLASSES]
     weights = sum((i + 1) * o for i, o in zip(sizes[:-1], sizes[1:]))
-    state = STATE_BYTES * weights * max(width, 1) / self.chips / 1e9
-    if state > self.memory_gb:  # XLA would say so too, after many minutes
-      row.failure = (
-        f"does not fit: {state:.0f} GB of {self.memory_gb}, trained in parts"
-      )
-      return row
+    each_gb = weights * max(width, 1) / self.chips / 1e9
+    limit = SHARE * MEMORY_GB[self.name]
     task = get_task("multiclass", label_smoothing=0.0 if members else 0.1)
     mesh = self.mesh if members else None
-    # One step on few rows, so that nothing done once an epoch hides it; then an epoch.
-    for steps, rows, valid in ((1, 512, 8), (TRAIN // batch, TRAIN, VALID)):
+
+    def lower(steps: int, rows: int, valid: int):
       data = _data(rows, valid)
       programs = Programs(task, data, CLASSES, mesh)
       arguments = _arguments(program, width, steps, batch, data)
       if not members:
         arguments = self._on_one_chip(arguments)
-      lower = functools.partial(programs.lower, program, width, *arguments)
-      _compile(row, lower, step_only=steps == 1)
-      if row.failure:
-        return row
+      return programs.lower(program, width, *arguments)
+
+    needed = (STATE_BYTES + BEST_BYTES + GRADIENT_BYTES) * each_gb
+    # As a trainer decides: XLA would take minutes to say that the state does not fit.
+    if (STATE_BYTES + BEST_BYTES) * each_gb <= limit or width <= self.chips:
+      try:
+        whole_epoch = functools.partial(lower, TRAIN // batch, TRAIN, VALID)
+        _enter_memory(row, whole_epoch, self.chips)
+        needed = row.peak_gb + BEST_BYTES * each_gb
+      except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or width <= self.chips:
+          raise
+        sizes = re.findall(r"[\d.]+G", str(error))
+        row.failure = "does not fit, " + " of ".join(sizes[:2])
+        needed = max(needed, 1.01 * limit)
+    if needed > limit and width > self.chips:
+      row.parts = int(np.ceil(needed / limit))
+      row.failure = row.failure or f"would take {needed:.1f} GB of {limit:.1f}"
+      row.failure += f": trained in {row.parts} parts"
+      return row
+    # Few rows, so that nothing done once an epoch hides the step.
+    _enter_costs(row, lambda: lower(1, 512, 8))
     row.least = self.least(chains, batch) / self.chips
     return row
+
+  def in_parts(self, name, program, members, *, chains=()) -> list[Row]:
+    """A population's row; before it, those of populations that did not fit."""
+    row = self.epoch(name, program, members, chains=chains)
+    rows, parts = [row], 1
+    while row.failure:
+      parts *= row.parts
+      some = -(-members // parts)
+      row = self.epoch(f"{name}, one of {parts}", program, some, chains=chains[:some])
+      rows.append(row)
+    row.parts = parts
+    return rows
 
   def _on_one_chip(self, shapes):
     """The shapes, placed: that is how a program learns what it is compiled for."""
@@ -248,31 +290,35 @@ class Audit:
     )
     return [self.space.layers(np.asarray(genotype)) for genotype in draws]
 
-  def population(self, members: int) -> list[Row]:
-    """Both layouts of a population."""
+  def padded(self, members: int) -> list[Row]:
+    """A population in the frame of the whole space."""
+    program = Program(None, self.whole)
+    return self.in_parts("padded", program, members, chains=self.draw(members))
+
+  def bucketed(self, members: int) -> Iterator[Row]:
+    """A population in the frames that the planner opens, and their sum."""
     chains = self.draw(members)
-    whole = (self.space.max_width,) * (self.space.length - 1)
-    padded = self.epoch("padded", Program(None, whole), members, chains=chains)
     steps = EPOCHS * (TRAIN // BATCH)
     cost = packing.CostModel(
       self.profile, FEATURES, CLASSES, BATCH, steps, EPOCHS * VALID, vmapped=True
     )
-    plan = packing.make_plan(chains, (), cost, "bucketed", whole)
-    groups = [
-      self.epoch(
+    plan = packing.make_plan(chains, (), cost, "bucketed", self.whole)
+    total = Row("bucketed, all frames", members)
+    for group in plan.groups:
+      rows = self.in_parts(
         "frame " + " ".join(map(str, group.program.widths)),
         group.program,
         len(group.members),
         chains=[chains[i] for i in group.members],
       )
-      for group in plan.groups
-    ]
-    total = Row("bucketed, all frames", members)
-    for name in ("compile_seconds", "flops", "bytes", "estimate", "without", "least"):
-      setattr(total, name, sum(getattr(group, name) for group in groups))
-    total.peak_gb = max(group.peak_gb for group in groups)
-    total.failure = next((g.failure for g in groups if g.failure), "")
-    return [padded, *groups, total]
+      yield from rows
+      for name in ("flops", "bytes", "estimate", "without", "least"):
+        done = getattr(total, name) + rows[-1].parts * getattr(rows[-1], name)
+        setattr(total, name, done)
+      total.compile_seconds += rows[-1].compile_seconds
+      total.collectives += rows[-1].collectives
+      total.peak_gb = max(total.peak_gb, rows[-1].peak_gb)
+    yield total
 
   def controller(self, members: int) -> list[Row]:
     """Asking for a population and learning from it, on one chip."""
@@ -287,8 +333,8 @@ class Audit:
       ("controller, tell", strategy.tell, (key, state, genotypes, scores)),
     ):
       lower = functools.partial(jax.jit(function).lower, *self._on_one_chip(arguments))
-      row = _compile(Row(name, members), lower, step_only=True)
-      row.flops, row.bytes, row.estimate = flops.count(function, *arguments), 0, 0
+      row = Row(name, members, flops=flops.count(function, *arguments))
+      _enter_memory(row, lower)
       rows.append(row)
     return rows
 
@@ -300,27 +346,37 @@ class Audit:
     )
 
 
-def _rows(audit: Audit, populations: list[int], frames: str) -> Iterator[Row]:
+def _rows(
+  audit: Audit, populations: list[int], layouts: list[str], frames: str
+) -> Iterator[Row]:
   if frames:
     for members, text in itertools.product(populations, frames.split(",")):
       program = Program(None, tuple(int(width) for width in text.split()))
-      yield audit.epoch(f"frame {text}", program, members)
+      yield from audit.in_parts(f"frame {text}", program, members)
     return
-  yield audit.retraining()
+  if audit.chips == 1:
+    yield audit.retraining()
   for members in populations:
-    yield from audit.controller(members)
-    yield from audit.population(members)
+    if audit.chips == 1:
+      yield from audit.controller(members)
+    for layout in layouts:
+      yield from getattr(audit, layout)(members)
 
 
 def main() -> int:
-  """Prints a Markdown table a device."""
+  """Prints a Markdown table a device; 1 when there is a collective."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--devices", default="v5e,v6e")
   parser.add_argument("--populations", default="10,100,1000")
+  parser.add_argument("--layouts", default=",".join(LAYOUTS))
   parser.add_argument("--chips", type=int, default=1, choices=(1, 2, 4))
   parser.add_argument("--frames", default="", help="these alone, as '64 64,128 128'")
   options = parser.parse_args()
+  layouts = options.layouts.split(",")
+  if not set(layouts) <= set(LAYOUTS):
+    parser.error(f"unknown layout in {options.layouts!r}; there are {LAYOUTS}")
   populations = [int(number) for number in options.populations.split(",")]
+  collectives = 0
   for device in options.devices.split(","):
     if device not in MEMORY_GB:
       parser.error(f"unknown device {device!r}; there are {', '.join(MEMORY_GB)}")
@@ -328,9 +384,10 @@ def main() -> int:
     print(
       f"\nTPU {device}, {options.chips} chip(s), jax {jax.__version__}:\n\n{HEADER}"
     )
-    for row in _rows(audit, populations, options.frames):
+    for row in _rows(audit, populations, layouts, options.frames):
       print(row.line(), flush=True)
-  return 0
+      collectives += row.collectives
+  return 1 if collectives else 0
 
 
 if __name__ == "__main__":

@@ -341,21 +341,21 @@ def train_together(
   limit: float,
   log: Callable[[str], None],
   group: Group,
-  is_part: bool = False,
+  part_width: int | None = None,
 ) -> Iterator[tuple[int, Child]]:
   """Trains the children of a group as one vmapped population.
 
   It is filled up to a multiple of the devices, and to the width of one that is compiled
-  and hardly larger; it is cut into parts, before any weights are made, when it would
-  take more memory than the limit. Children that are done leave it between epochs when
-  half of it has, and when what that saves is longer than another compilation.
+  and hardly larger; it is cut into parts of one width, before any weights are made,
+  when it would take more memory than the limit. Children that are done leave it between
+  epochs when half of it has, and when what that saves is longer than a compilation.
   """
   program, members = group.program, np.array(group.members)
   assert program.frame is not None
   devices = programs.mesh.size if programs.mesh else 1
   width = -(-len(members) // devices) * devices
   # For a part, what was too wide is compiled by now.
-  width = width if is_part else programs.fitting(program, width)
+  width = part_width or programs.fitting(program, width)
   current = np.resize(np.arange(len(members)), width)  # repeats are dummies
   template = work.weights(members[0], program, programs.bounds)
   num_weights = sum(leaf.size for leaf in jax.tree.leaves(template))
@@ -374,24 +374,31 @@ def train_together(
   # Beside the program: the best weights and their replacement; on a CPU, where the
   # host's memory is the device's, also the initial state.
   copies = 5 if jax.default_backend() == "cpu" else 2
-  parts, why = 1, ""
-  try:
-    compiled = programs.get(program, width, TrainState(part, part, part), *arguments(0))
-    needed = compiled.bytes + copies * 4 * num_weights * width / devices
-    if needed > limit and not is_part:
-      parts = min(math.ceil(needed / limit), -(-len(members) // devices))
-      why = (
-        f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"
-      )
-  except jax.errors.JaxRuntimeError as error:  # a TPU's compiler counts for itself
-    if "RESOURCE_EXHAUSTED" not in str(error) or len(members) <= devices:
-      raise
-    parts, why = 2, "do not fit on the device"
+  copy_bytes = 4 * num_weights * width / devices
+  needed, most, why = (3 + copies) * copy_bytes, -(-len(members) // devices), ""
+  if needed > limit and most > 1 and not part_width:
+    # A TPU's compiler takes minutes to find out that the state alone is too large: it
+    # is not asked, and the gradient is counted too.
+    needed += copy_bytes
+  else:
+    try:
+      shapes = TrainState(part, part, part)
+      compiled = programs.get(program, width, shapes, *arguments(0))
+      needed = 0 if part_width else compiled.bytes + copies * copy_bytes
+    except jax.errors.JaxRuntimeError as error:  # it counts for itself
+      if "RESOURCE_EXHAUSTED" not in str(error) or most == 1:
+        raise
+      needed, why = 2 * limit, "do not fit on the device"
+  parts = min(math.ceil(needed / limit), most)
   if parts > 1:
+    why = why or (
+      f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"
+    )
     log(f"{len(members)} children {why}: they are trained in {parts} parts")
+    width = -(-most // parts) * devices
     for some in np.array_split(members, parts):
       part_of_it = Group(program, tuple(map(int, some)))
-      yield from train_together(programs, work, limit, log, part_of_it, is_part=True)
+      yield from train_together(programs, work, limit, log, part_of_it, width)
     return
 
   fresh = jax.tree.map(

@@ -180,3 +180,44 @@ def test_measuring_gives_rates():
   assert 1e8 < measured.flops < 1e15
   assert 1e8 < measured.bandwidth < 1e14 and 1e8 < measured.memory_bandwidth < 1e13
   assert 0 < measured.launch < 1e-2 and measured.compile_layer > 0
+
+
+def mixed_chains(count, seed=0):
+  """Of one to nine layers, as the survey's space has them."""
+  random = np.random.default_rng(seed)
+  return [
+    chain(*map(int, 2 ** random.integers(3, 10, 1 + i % 9)), activation=name)
+    for i, name in enumerate(random.choice(["relu", "tanh", "elu"], count))
+  ]
+
+
+@pytest.mark.parametrize("steps", [300, 15_000])
+def test_plans_for_a_tpu_are_few_wide_populations(steps):
+  chains, whole = mixed_chains(30), (512,) * 9
+  here = cost(steps, num_features=784, valid_rows=20 * steps)
+  plans = [make_plan(chains, (), here, "auto", whole)]
+  for given in (profile.GIVEN["tpu-v5e"], profile.GIVEN["tpu-v6e"]):
+    there = dataclasses.replace(here, profile=given, vmapped=True)
+    plan = make_plan(chains, (), there, "auto", whole)
+    plans.append(plan)
+    check(plan, chains)
+    assert plan == make_plan(chains, (), there, "auto", whole)
+    turned = make_plan(chains[::-1], (), there, "auto", whole)
+    assert {
+      (g.program, frozenset(29 - i for i in g.members)) for g in turned.groups
+    } == {(g.program, frozenset(g.members)) for g in plan.groups}
+    assert plan.num_framed == 30
+    assert f"30 children: 30 in {len(plan.groups)} framed programs; " in plan.describe()
+    # What is compiled serves the next round, whatever its chains are.
+    known = [group.program for group in plan.groups]
+    later = make_plan(mixed_chains(30, seed=1), known, there, "auto", whole)
+    assert later.num_new <= 1 and "30 children: 30 in " in later.describe()
+  # A core runs nearly every child in a program of its own, where training is long. The
+  # faster a device is, the less another program saves, and its compilation is dear.
+  cpu, v5e, v6e = (len(plan.groups) for plan in plans)
+  assert cpu > 12 and 1 <= v6e <= v5e <= 6
+  assert plans[0].run_seconds > plans[1].run_seconds > plans[2].run_seconds
+  if steps == 300:  # on a small table nothing is worth a second compilation
+    assert v5e == v6e == 1
+  else:  # shallow chains are not worth nine layers' launches and traffic
+    assert cpu > 25 and v5e > v6e > 1

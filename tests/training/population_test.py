@@ -108,7 +108,7 @@ def test_a_population_that_does_not_fit_is_trained_in_parts():
 
 
 def test_a_compiled_width_serves_a_smaller_population_but_never_a_part(monkeypatch):
-  widths, lines = [], []
+  widths = []
   get = Programs.get
 
   def noted(self, program, width, *arguments):
@@ -120,15 +120,32 @@ def test_a_compiled_width_serves_a_smaller_population_but_never_a_part(monkeypat
   train(jax.random.key(0), GENOTYPES, HYPER)
   train(jax.random.key(0), GENOTYPES[:2], HYPER)
   assert widths == [3, 3]
-  # A limit below the three children's need but above that of two.
-  trainer(layout="padded", memory_limit_gb=1e-6, log=lines.append)(
-    jax.random.key(0), GENOTYPES, HYPER
+
+
+def test_parts_have_one_width_and_what_is_far_too_large_is_not_compiled(monkeypatch):
+  used, widths, lines = {}, [], []
+  get = Programs.get
+
+  def noted(self, program, width, *arguments):
+    compiled = get(self, program, width, *arguments)
+    used[width] = compiled.bytes
+    widths.append(width)
+    return compiled
+
+  monkeypatch.setattr(Programs, "get", noted)
+  trainer(layout="padded")(jax.random.key(0), GENOTYPES, HYPER)
+  num_weights = mlp.num_params(
+    SPACE.layers(SPACE.parse("8 relu - 8 relu - 8 relu")), 4, 3
   )
-  needed = float(lines[0].split("take ")[1].split()[0])
-  widths.clear()
-  train = trainer(layout="padded", memory_limit_gb=0.7 * needed, log=lines.append)
-  train(jax.random.key(0), GENOTYPES, HYPER)
-  assert "2 parts" in lines[1] and widths == [3, 2, 1]
+  best = 5 * 4 * 3 * num_weights  # what is kept beside the program on a CPU
+  for limit, seen in (
+    (used[3] + best - 1, [3, 2, 2]),
+    (0.9 * 8 * 4 * 3 * num_weights, [2, 2]),
+  ):
+    widths.clear()
+    train = trainer(layout="padded", memory_limit_gb=limit / 1e9, log=lines.append)
+    train(jax.random.key(0), GENOTYPES, HYPER)
+    assert "2 parts" in lines[-1] and widths == seen
 
 
 def test_bfloat16_computes_what_float32_computes_but_coarser():
