@@ -21,8 +21,9 @@ from nasjax.estimators.base import Estimator
 from nasjax.strategies.base import Strategy
 from nasjax.training import profile
 
-# A strategy that finds nothing new for so long is at its end.
-MAX_IDLE_ROUNDS = 100
+# A strategy that finds nothing new for so long is at its end. (Local search that starts
+# again where it was once climbs all of its way once more, a neighbor a round.)
+MAX_IDLE_ROUNDS = 1000
 
 
 def run(

@@ -240,7 +240,7 @@ keys = jax.random.split(jax.random.key(0), 11)  # 11: the last piece is filled u
 strategy = evolution(space, population=4, sample=2)
 done = search.run_compiled(
   strategy, Estimator(lambda key: 0, estimate), keys, max_evaluations=12)
-assert len(jax.devices()) == int({devices})
+assert len(jax.devices()) == DEVICES
 print(done.genotypes.tolist(), done.num_evaluations.tolist())
 """
 
@@ -250,7 +250,7 @@ def test_searches_sharded_over_devices_are_the_same():
   for devices in (1, 4):
     flags = f"--xla_force_host_platform_device_count={devices}"
     finished = subprocess.run(
-      [sys.executable, "-c", SHARDED.format(devices=devices)],
+      [sys.executable, "-c", SHARDED.replace("DEVICES", str(devices))],
       env={**os.environ, "XLA_FLAGS": flags},
       cwd=pathlib.Path(__file__).resolve().parents[1],
       capture_output=True,

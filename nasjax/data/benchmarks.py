@@ -79,7 +79,6 @@ class Benchmark:
     name: of the file, for messages.
     space: plain JSON values: `kind`, and the fields of the space.
     op_names: of the decisions' values, when the file names them.
-    one_training: whether lower fidelities are epochs of the full training.
     genotypes: `[N, D]` int32, in the order of the file.
     measured: by data set.
     latency: milliseconds `[N]` by device, as the file has them (some of NAS-Bench-201's
@@ -89,10 +88,10 @@ class Benchmark:
   name: str
   space: dict[str, Any]
   op_names: tuple[str, ...]
-  one_training: bool
   genotypes: np.ndarray
   measured: Mapping[str, Measured]
   latency: Mapping[str, np.ndarray]
+  one_training: bool = False
 
   def on(self, dataset: str) -> Measured:
     """The figures of one data set.

@@ -292,7 +292,10 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
   command = [sys.executable, "run.py", "--experiment=mlpnas_digits", "--smoke"]
   command += [f"--workdir={workdir}", "--config.strategy.rounds=500"]
   command += ["--config.space.max_layers=6"]
+  # Tests that a shell runs in the background ignore Ctrl-C, and so would the child.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  signal.signal(signal.SIGINT, before)
   try:
     records = workdir / "records.jsonl"
     deadline = time.monotonic() + 120

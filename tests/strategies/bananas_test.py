@@ -56,7 +56,9 @@ def rounds():
 
   The first child of each fails.
   """
-  strategy = bananas(WIDE, population=P, max_evaluations=40, initial=10, hidden=16)
+  strategy = bananas(
+    WIDE, population=P, max_evaluations=40, initial=10, hidden=16, steps=60
+  )
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
   state = strategy.init(jax.random.key(0))
   done = []
