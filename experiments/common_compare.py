@@ -43,7 +43,7 @@ _GRID = 60  # points of the anytime curves
 
 
 def _reinforce_independent(
-  space: Enumerable, n: int, rungs: tuple[int, ...]
+  space: Enumerable, n: int, rungs: tuple[int, ...], config: "CompareConfig"
 ) -> Strategy:
   """Dong and Yang's: one child an update, the plain score, nothing but its policy."""
   del rungs
@@ -52,10 +52,11 @@ def _reinforce_independent(
     policy="independent",
     population=1,
     max_evaluations=n,
-    learning_rate=0.01,
+    learning_rate=config.policy_learning_rate,
     learning_rate_decay=0.0,
     clip_norm=math.inf,
     updates=1,
+    corrected=True,
     utility="score",
     predictor=0.0,
     distinct=False,
@@ -66,12 +67,12 @@ class Competitor(NamedTuple):
   """A strategy, and the wrapper of the estimator that it is used with.
 
   Attributes:
-    strategy: `(space, max_evaluations, rungs) -> Strategy`.
+    strategy: `(space, max_evaluations, rungs, config) -> Strategy`.
     wrapper: out of `estimators.successive_halving`; None to measure at the protocol's
       fidelity.
   """
 
-  strategy: Callable[[Enumerable, int, tuple[int, ...]], Strategy]
+  strategy: Callable[[Enumerable, int, tuple[int, ...], "CompareConfig"], Strategy]
   wrapper: Callable[..., Estimator] | None = None
 
 
@@ -82,33 +83,37 @@ _ETA = 3  # of the halving rungs, Hyperband's own
 # with as many children as leave one at the last rung.
 STRATEGIES: dict[str, Competitor] = {
   "random_search": Competitor(
-    lambda space, n, rungs: random_search(
+    lambda space, n, rungs, config: random_search(
       space, population=1, max_evaluations=n, distinct=False
     )
   ),
-  "local_search": Competitor(lambda space, n, rungs: local_search(space)),
+  "local_search": Competitor(lambda space, n, rungs, config: local_search(space)),
   "local_search_steepest": Competitor(
-    lambda space, n, rungs: local_search(space, rule="steepest")
+    lambda space, n, rungs, config: local_search(space, rule="steepest")
   ),
   "evolution": Competitor(
-    lambda space, n, rungs: evolution(space, population=10, sample=3)
+    lambda space, n, rungs, config: evolution(space, population=10, sample=3)
   ),
   "reinforce_independent": Competitor(_reinforce_independent),
   "reinforce_lstm": Competitor(
-    lambda space, n, rungs: reinforce(
+    lambda space, n, rungs, config: reinforce(
       space, max_evaluations=n, hidden=32, predictor=0.0
     )
   ),
-  "bayesian": Competitor(lambda space, n, rungs: bayesian(space, max_evaluations=n)),
-  "bananas": Competitor(lambda space, n, rungs: bananas(space, max_evaluations=n)),
+  "bayesian": Competitor(
+    lambda space, n, rungs, config: bayesian(space, max_evaluations=n)
+  ),
+  "bananas": Competitor(
+    lambda space, n, rungs, config: bananas(space, max_evaluations=n)
+  ),
   "successive_halving": Competitor(
-    lambda space, n, rungs: random_search(
+    lambda space, n, rungs, config: random_search(
       space, population=_ETA ** (len(rungs) - 1), max_evaluations=n
     ),
     successive_halving,
   ),
   "hyperband": Competitor(
-    lambda space, n, rungs: random_search(
+    lambda space, n, rungs, config: random_search(
       space, population=sum(brackets(len(rungs), _ETA)), max_evaluations=n
     ),
     hyperband,
@@ -135,6 +140,9 @@ class CompareConfig:
   )
   repeats: str = field(
     "free", "what a child that was tried before costs", ("free", "paid")
+  )
+  policy_learning_rate: float = field(
+    0.01, "of reinforce_independent's Adam; NATS-Bench states 0.01"
   )
 
 
@@ -180,6 +188,11 @@ def check(config: CompareConfig) -> tuple[str, ...]:
   if config.budget_seconds is not None and not config.budget_seconds > 0:
     raise InputError(
       f"--config.budget_seconds must be positive, got {config.budget_seconds}"
+    )
+  if not config.policy_learning_rate > 0:
+    raise InputError(
+      "--config.policy_learning_rate must be positive, got "
+      f"{config.policy_learning_rate}"
     )
   return tuple(dict.fromkeys((CONTROL, *config.strategies)))
 
@@ -320,7 +333,7 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       kind = capacity, level, rungs
       if kind not in compiled:
         compiled[kind] = search.compile_search(
-          competitor.strategy(space, capacity, rungs),
+          competitor.strategy(space, capacity, rungs, config),
           estimator,
           config.seeds,
           max_evaluations=capacity,

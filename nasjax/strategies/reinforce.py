@@ -8,6 +8,8 @@ Per round of P children with rewards r_i, advantages A_i = r_i - b and decisions
 
   (1)  L = -1/P sum_i A_i sum_t gamma^(T_i - t) log pi(a_it | a_i,<t) - beta H
   (2)  b <- m b + (1 - m) mean_i r_i            (b starts at the first round's mean)
+  (2') b <- b + (1 - m) / (1 - m^t) (mean_i r_i - b)           in round t, before (1):
+       the average without a bias to its start, the round's own reward included
   (3)  r_i = utility_i + c |prediction_i - score_i|          (adversarial part)
   (4)  L_predictor = mean over all measured children of (prediction - score)^2
 
@@ -156,6 +158,7 @@ def reinforce(
   clip_norm: float = 1.0,
   updates: int = 10,
   baseline_decay: float = 0.9,
+  corrected: bool = False,
   fixed_baseline: float | None = None,
   utility: Literal["score", "rank"] = "rank",
   discount: float = 1.0,
@@ -180,6 +183,7 @@ def reinforce(
     clip_norm: largest global norm of a gradient.
     updates: gradient steps on each round's children.
     baseline_decay: m of equation (2).
+    corrected: the baseline is equation (2'), instead of (2).
     fixed_baseline: the survey's 0.5, instead of equation (2).
     utility: what is rewarded, see the module.
     discount: gamma of equation (1).
@@ -265,8 +269,12 @@ def reinforce(
     if fixed_baseline is None:
       baseline = jnp.where(jnp.isnan(state.baseline), mean, state.baseline)
       decay = hyper.baseline_decay
-      moved = decay * baseline + (1.0 - decay) * mean  # (2)
+      step = 1.0 - decay
+      if corrected:
+        step = step / (1.0 - decay ** (history.num_added / population))  # (2')
+      moved = baseline + step * (mean - baseline)  # (2)
       next_baseline = jnp.where(measured.any(), moved, state.baseline)
+      baseline = next_baseline if corrected else baseline
     else:
       baseline = next_baseline = hyper.fixed_baseline
     advantage = jnp.where(measured, reward - baseline, 0.0)
