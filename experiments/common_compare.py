@@ -291,7 +291,7 @@ def compare(
   finally:
     summary |= run.compile_stats()
     run.write_summary(summary)
-  run.log(f"report: {common_compare_report.write(run, summary, curves)}")
+  run.log(f"report: {common_compare_report.write(run, summary, curves, CONTROL)}")
   for title, table in common_compare_report.tables_of(summary):
     run.table(title, [name for name, _ in table.columns], [list(r) for r in table.rows])
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from nasjax.results import comparison, plots, report, tables
 from nasjax.runtime import Run
 
@@ -59,7 +61,7 @@ def tables_of(summary: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
         ("evaluations", True),
         ("published validation", True),
         ("published test", True),
-        ("difference in standard errors", True),
+        ("difference, standard errors", True),
       ]
       table = tables.table(columns, cells)
       if table is not None:
@@ -83,12 +85,19 @@ def _pairs(summary: Mapping[str, Any], protocol: str, dataset: str):
   ]
 
 
-def sentences(summary: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-  """What the tests say, by protocol and data set."""
+def sentences(summary: Mapping[str, Any], control: str) -> dict[tuple[str, str], str]:
+  """What the tests against the control say, by protocol and data set.
+
+  (Of ten strategies there are 45 pairs: the others stand in the tables of tests.)
+  """
   said = {}
   for protocol in summary["protocols"]:
     for dataset in protocol["judged"]:
-      pairs = _pairs(summary, protocol["name"], dataset)
+      pairs = [
+        pair
+        for pair in _pairs(summary, protocol["name"], dataset)
+        if control in (pair.better, pair.worse)
+      ]
       if pairs:
         said[protocol["name"], dataset] = comparison.sentence(pairs)
   return said
@@ -100,9 +109,11 @@ def _p(value: float) -> str:
   return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def write(run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any]):
+def write(
+  run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any], control: str
+):
   """`report.html` and `report.md`; the path of the first."""
-  said = sentences(summary)
+  said = sentences(summary, control)
   sections = []
   of_table = dict(tables_of(summary))
   for protocol in summary["protocols"]:
@@ -123,6 +134,13 @@ def write(run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any]):
       log_x=True,
       lower_is_better=True,
     )
+    # Strategies differ most where all are near the optimum.
+    shown = np.concatenate([band[1] for band in bands.values()])
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if len(shown):
+      (axes,) = figure.axes
+      axes.set_yscale("log")
+      axes.set_ylim(0.9 * shown.min(), 1.1 * shown.max())
     note = "Mean over the seeds with its 95 % interval; lower is better."
     picture = {"svg": plots.to_svg(figure), "note": note, "title": name}
     for i, dataset in enumerate(protocol["judged"]):
