@@ -78,9 +78,10 @@ class Competitor(NamedTuple):
 
 _ETA = 3  # of the halving rungs, Hyperband's own
 
-# Papers' values, but for what a table and its budget call for: evolution's P=10, S=3
-# are NATS-Bench's, the LSTM has 32 units and no predictor, and rounds of halving start
-# with as many children as leave one at the last rung.
+# Papers' values, but for what a table and its budget call for. Evolution's P and S
+# are NATS-Bench's; rounds of halving start with as many children as leave one at the
+# last rung. So that ten strategies take minutes, the LSTM has 32 units, five updates a
+# round and no predictor, and surrogates judge fewer candidates than by default.
 STRATEGIES: dict[str, Competitor] = {
   "random_search": Competitor(
     lambda space, n, rungs, config: random_search(
@@ -97,14 +98,18 @@ STRATEGIES: dict[str, Competitor] = {
   "reinforce_independent": Competitor(_reinforce_independent),
   "reinforce_lstm": Competitor(
     lambda space, n, rungs, config: reinforce(
-      space, max_evaluations=n, hidden=32, predictor=0.0
+      space, max_evaluations=n, hidden=32, updates=5, predictor=0.0
     )
   ),
   "bayesian": Competitor(
-    lambda space, n, rungs, config: bayesian(space, max_evaluations=n)
+    lambda space, n, rungs, config: bayesian(
+      space, max_evaluations=n, num_mutants=40, num_draws=10
+    )
   ),
   "bananas": Competitor(
-    lambda space, n, rungs, config: bananas(space, max_evaluations=n)
+    lambda space, n, rungs, config: bananas(
+      space, max_evaluations=n, num_mutants=60, steps=20
+    )
   ),
   "successive_halving": Competitor(
     lambda space, n, rungs, config: random_search(
