@@ -8,7 +8,7 @@ NATS-Bench's proportions (1 : 2 : 6).
 
 Command: python run.py --experiment=compare_nasbench201 --config.table=nasbench201.npz
          (python -m nasjax.data.nats_bench FOLDER nasbench201.npz makes the table)
-Result: 2 min 50 s on two idle CPU cores, compilation included. Random search and
+Result: 2 minutes on two idle CPU cores, compilation included. Random search and
 evolution agree with the published means (within 3 combined standard errors);
 REINFORCE does at a rate of 0.03 (--config.policy_learning_rate), not at the 0.01 that
 NATS-Bench states, where it learns too slowly.
