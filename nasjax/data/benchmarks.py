@@ -200,6 +200,8 @@ def _arrays(path: pathlib.Path, file: pathlib.Path | IO[bytes]) -> dict[str, Any
     zlib.error,
   ) as error:
     reason = str(error).split("\n")[0]
+    if "pickle" in reason:  # NumPy would have it loaded all the same
+      reason = "it is another kind of file, or holds Python objects"
     raise InputError(f"{refusal}: {reason}") from None
   for key, values in arrays.items():
     if not isinstance(values, np.ndarray):
