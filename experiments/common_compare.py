@@ -349,6 +349,13 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       if not (~done.ended & (done.num_evaluations == capacity)).any():
         break
       capacity *= 2
+    empty = int((done.num_evaluations == 0).sum())
+    if empty:
+      raise InputError(
+        f"{name}: a budget of {protocol.budget:g} {protocol.unit} is too small: "
+        f"{empty} of {config.seeds} searches on {protocol.searched} end before their "
+        "first evaluation"
+      )
     made[alike] = done
     yield done
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nasjax.core.types import InputError
 from nasjax.spaces.base import Space
 from nasjax.spaces.nasbench201 import EDGES, PRIMITIVES, NASBench201
 
@@ -51,3 +52,14 @@ def paths(space: Space) -> Encoding:
 
 
 ENCODINGS: dict[str, Callable[[Space], Encoding]] = {"one_hot": one_hot, "paths": paths}
+
+
+def encoding_of(name: str, space: Space) -> Encoding:
+  """The encoding of a name for a space.
+
+  Raises:
+    InputError: there is none of this name.
+  """
+  if name not in ENCODINGS:
+    raise InputError(f"unknown encoding {name!r}; there are {', '.join(ENCODINGS)}")
+  return ENCODINGS[name](space)

@@ -81,11 +81,7 @@ def bananas(
     raise InputError("bananas: every number must be positive")
   if num_mutants < population or members < 2:
     raise InputError("bananas needs two members, and a candidate for each child")
-  if encoding not in encodings.ENCODINGS:
-    raise InputError(
-      f"unknown encoding {encoding!r}; there are {', '.join(encodings.ENCODINGS)}"
-    )
-  encode = encodings.ENCODINGS[encoding](space)
+  encode = encodings.encoding_of(encoding, space)
   num_features = jax.eval_shape(
     encode, jax.ShapeDtypeStruct((space.length,), jnp.int32)
   ).shape[0]

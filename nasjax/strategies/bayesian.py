@@ -76,11 +76,7 @@ def bayesian(
   """
   if min(population, max_evaluations, initial, num_parents, num_mutants, num_draws) < 1:
     raise InputError("bayesian: every number must be positive")
-  if encoding not in encodings.ENCODINGS:
-    raise InputError(
-      f"unknown encoding {encoding!r}; there are {', '.join(encodings.ENCODINGS)}"
-    )
-  encode = encodings.ENCODINGS[encoding](space)
+  encode = encodings.encoding_of(encoding, space)
 
   def init(key: jax.Array) -> BayesianState:
     draw = jax.vmap(lambda k: encode(base.sample(space, k)))

@@ -128,6 +128,15 @@ def test_mistakes_get_one_line(arguments, what, tmp_path, capsys):
   assert what in error and error.count("\n") == 1 and not out.exists()
 
 
+def test_a_budget_for_nothing_is_refused(table, tmp_path, capsys):
+  flags = (f"--config.table={table}", "--config.budget_seconds=61")
+  out = tmp_path / "out"
+  arguments = ["--experiment=compare_nasbench201", "--smoke", f"--workdir={out}"]
+  assert run(*arguments, *flags) == 2
+  error = capsys.readouterr().err
+  assert "a budget of 61 seconds is too small" in error and error.count("\n") == 1
+
+
 def test_the_table_is_built_and_a_stopped_build_goes_on(tmp_path, capsys):
   out = tmp_path / "out"
   arguments = ["--experiment=build_mlp_table", "--smoke", f"--workdir={out}"]
