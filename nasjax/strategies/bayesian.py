@@ -114,13 +114,7 @@ def bayesian(
       process = gp_lib.append(process, x_CE[chosen], mean[chosen])  # (3)
       return (process, taken), (found[chosen], jnp.isfinite(gain[chosen]))
 
-    if population == 1:  # nothing to suppose
-      mean, std = gp_lib.predict(process, x_CE)
-      gain = gp_lib.expected_improvement(mean, std, best)
-      gain = jnp.where(known, -jnp.inf, gain)
-      chosen_PD, is_new = found[jnp.argmax(gain)][None], jnp.isfinite(gain.max())[None]
-    else:
-      chosen_PD, is_new = jax.lax.scan(choose, (process, known), length=population)[1]
+    chosen_PD, is_new = jax.lax.scan(choose, (process, known), length=population)[1]
     use = is_new & (history.num_added >= initial)
     return fill_up(new_key, space, history, chosen_PD, use), state
 
