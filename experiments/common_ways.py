@@ -280,10 +280,15 @@ WAYS: dict[str, Callable[[Workload], Callable[[int], None]]] = {
 }
 
 
-def _serve(connection, way: str, work: Workload) -> None:
+def find(way: str) -> Callable[[Any], Callable[[int], None]]:
+  """The way of that name."""
+  return WAYS[way]
+
+
+def _serve(connection, way: str, work: Any, ways: Callable) -> None:
   """The worker's loop: one timed round for every number that comes."""
   try:
-    train = WAYS[way](work)
+    train = ways(way)(work)
     connection.send(None)
     while (number := connection.recv()) is not None:
       with CompileCounter() as compiles:
@@ -306,13 +311,20 @@ class Worker:
     way: its name.
     peak_bytes: resident memory at its most so far.
     num_compiles: XLA programs compiled so far.
+
+  Args:
+    way: its name.
+    work: what the way is prepared for.
+    ways: `name -> way`, a function that a new process can import.
   """
 
-  def __init__(self, way: str, work: Workload):
+  def __init__(self, way: str, work: Any, ways: Callable = find):
     context = multiprocessing.get_context("spawn")
     self.way, self.peak_bytes, self.num_compiles = way, 0, 0
     self._connection, other = context.Pipe()
-    self._process = context.Process(target=_serve, args=(other, way, work), daemon=True)
+    self._process = context.Process(
+      target=_serve, args=(other, way, work, ways), daemon=True
+    )
     self._process.start()
     other.close()
     self._receive()

@@ -104,8 +104,10 @@ def environment() -> dict[str, str]:
 class _Progress:
   """What `Run.progress` gives: call `update` as children are done."""
 
-  def __init__(self, run: "Run", total: int, label: str, bar=None, task=None):
-    self._run, self._total, self._label = run, total, label
+  def __init__(
+    self, run: "Run", total: int, label: str, unit: str, bar=None, task=None
+  ):
+    self._run, self._total, self._label, self._unit = run, total, label, unit
     self._bar, self._task = bar, task
     self._start = time.monotonic()
     self._logged = self._start
@@ -121,7 +123,7 @@ class _Progress:
       return
     self._logged = now
     left = (now - self._start) / max(done, 1) * (self._total - done)
-    parts = [f"{done}/{self._total} children", *details, f"{left:.0f} s left"]
+    parts = [f"{done}/{self._total} {self._unit}", *details, f"{left:.0f} s left"]
     self._run.log(f"{self._label}: {', '.join(parts)}")
 
 
@@ -204,10 +206,12 @@ class Run:
     self.log(f"warning: {message}")
 
   @contextlib.contextmanager
-  def progress(self, total: int, label: str) -> Iterator[_Progress]:
+  def progress(
+    self, total: int, label: str, unit: str = "children"
+  ) -> Iterator[_Progress]:
     """Progress over `total` children: a bar in a terminal, log lines elsewhere."""
     if not self._console.is_terminal:
-      yield _Progress(self, total, label)
+      yield _Progress(self, total, label, unit)
       return
     columns = (
       rich.progress.TextColumn("{task.description}"),
@@ -220,7 +224,7 @@ class Run:
     )
     with rich.progress.Progress(*columns, console=self._console) as bar:
       task = bar.add_task(label, total=total, detail="compiling")
-      yield _Progress(self, total, label, bar, task)
+      yield _Progress(self, total, label, unit, bar, task)
 
   @contextlib.contextmanager
   def step(self, message: str) -> Iterator[None]:

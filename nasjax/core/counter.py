@@ -10,6 +10,7 @@ Every function works on numpy and on JAX arrays alike: the same bits on the host
 a program.
 """
 
+import zlib
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,11 @@ def fold(seed: Any, number: Any) -> Any:
   """Another seed for every number; uint32 scalars or arrays of one shape."""
   with np.errstate(over="ignore"):  # numpy warns when a scalar wraps around
     return _mix(_mix(seed) ^ (number * _GOLDEN))
+
+
+def named(seed: Any, *names: str) -> tuple[Any, ...]:
+  """A seed for each name; the same name always gives the same one."""
+  return tuple(fold(seed, np.uint32(zlib.crc32(name.encode()))) for name in names)
 
 
 def bits(

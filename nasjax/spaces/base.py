@@ -112,3 +112,15 @@ def mutate(space: Space, key: jax.Array, genotype: jax.Array) -> jax.Array:
   around = space.neighbors(genotype)
   pick = jax.random.categorical(key, jnp.log(around.weights))
   return jnp.where((around.weights > 0).any(), around.genotypes[pick], genotype)
+
+
+def one_change(genotype: jax.Array, num_tokens: int) -> jax.Array:
+  """`[D * K, D]` int32: a genotype `[D]` with each decision made in each way."""
+  length = genotype.shape[0]
+  place, choice = jnp.arange(length), jnp.arange(num_tokens)
+  changed = jnp.where(
+    place[:, None, None] == place[None, None],
+    choice[None, :, None],
+    genotype[None, None],
+  )
+  return changed.reshape(-1, length).astype(jnp.int32)

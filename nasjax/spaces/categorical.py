@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core.types import InputError
-from nasjax.spaces.base import Neighbors
+from nasjax.spaces.base import Neighbors, one_change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +73,11 @@ class Categorical:
 
   def neighbors(self, genotype: jax.Array) -> Neighbors:
     """One decision made otherwise, all alike; see `spaces.base.Space`."""
-    place, choice = jnp.arange(self.length), jnp.arange(self.num_tokens)
-    changed = jnp.where(
-      place[:, None, None] == place[None, None],
-      choice[None, :, None],
-      genotype[None, None],
-    )
+    choice = jnp.arange(self.num_tokens)
     legal = choice[None] < jnp.asarray(self.num_choices)[:, None]
     is_other = (legal & (choice[None] != genotype[:, None])).ravel()
-    changed = changed.reshape(-1, self.length).astype(jnp.int32)
     return Neighbors(
-      jnp.where(is_other[:, None], changed, genotype),
+      jnp.where(is_other[:, None], one_change(genotype, self.num_tokens), genotype),
       is_other / jnp.maximum(is_other.sum(), 1),
     )
 

@@ -28,6 +28,20 @@ class Strategy(NamedTuple):
   tell: Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[Any, dict[str, Any]]]
 
 
+class GradientStrategy(NamedTuple):
+  """A search by gradients as pure functions; `step` is jittable.
+
+  Attributes:
+    init: `(key) -> state`: weights, alphas and the state of their optimizers.
+    step: `(state, train_batch, valid_batch) -> (state, info)`.
+    derive: `(state) -> genotype [D]`, host side.
+  """
+
+  init: Callable[[jax.Array], Any]
+  step: Callable[[Any, Any, Any], tuple[Any, Any]]
+  derive: Callable[[Any], Any]
+
+
 class History(NamedTuple):
   """What was tried so far, in a fixed number of rows; the oldest make room.
 

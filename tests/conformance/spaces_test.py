@@ -10,6 +10,7 @@ import pytest
 
 from nasjax.spaces import base
 from nasjax.spaces.categorical import Categorical
+from nasjax.spaces.conv_cell import ConvCell
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.spaces.nasbench201 import NASBench201
 
@@ -21,6 +22,8 @@ MEMBERS = {
   "mlp_chain_of_one": MLPChain((8,), ("relu",), dropout_rate=0.0, max_layers=2),
   "categorical": Categorical((2, 4, 1, 3)),
   "nasbench201": NASBench201(),
+  "conv_cell": ConvCell(),
+  "conv_cell_of_one": ConvCell(1),
 }
 ENUMERABLE = [name for name, space in MEMBERS.items() if space.size < 1000]
 

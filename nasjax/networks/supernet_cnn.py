@@ -1,0 +1,168 @@
+"""The supernet of DARTS: every operation on every edge, weighed by alphas.
+
+Liu, Simonyan and Yang, ICLR 2019, section 2.2. The two cells of a genotype have one
+table of alphas each, shared by all cells of their kind.
+
+All edges of one shape are one loop (`lax.scan`) over stacked weights: a network of 8
+cells has 112 mixed edges but 10 loops, and what is compiled is one edge a loop.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nasjax.core import counter, keys
+from nasjax.networks import cell_cnn
+from nasjax.networks.cell_cnn import CellPlan, Plan
+from nasjax.networks.ops import Norms, Weights, mixed, mixed_init
+from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, edges
+
+Alphas = dict[str, Any]
+"""For each of `spaces.conv_cell.CELLS` `[E, K]` logits."""
+
+
+def init_alphas(key: jax.Array, nodes: int = 4) -> Alphas:
+  """Almost equal weights: 1e-3 times a standard normal."""
+  shape = (len(edges(nodes)), len(PRIMITIVES))
+  return {
+    name: 1e-3 * jax.random.normal(own, shape)
+    for name, own in zip(CELLS, keys.named(key, *CELLS))
+  }
+
+
+def _loops(cell: CellPlan, nodes: int) -> dict[str, np.ndarray]:
+  """Which edges are one loop: those that halve the image, and the others."""
+  halving = np.array([cell.reduction and source < 2 for source, _ in edges(nodes)])
+  loops = {"halving": np.flatnonzero(halving), "same": np.flatnonzero(~halving)}
+  return {name: members for name, members in loops.items() if len(members)}
+
+
+def init(seed: np.uint32, plan: Plan) -> Weights:
+  """Initial weights, on the host; a loop's edges are stacked, `[edges, ...]`."""
+
+  def init_edges(seed, cell):
+    stacked = {}
+    for name, members in _loops(cell, plan.nodes).items():
+      made = [
+        mixed_init(
+          counter.fold(seed, np.uint32(edge)),
+          cell.channels,
+          2 if name == "halving" else 1,
+        )
+        for edge in members
+      ]
+      stacked[name] = jax.tree.map(lambda *parts: np.stack(parts), *made)
+    return stacked
+
+  return cell_cnn.init(seed, plan, init_edges, affine=False)
+
+
+def apply(
+  weights: Weights,
+  alphas: Alphas,
+  plan: Plan,
+  x: jax.Array,
+  statistics: Any = None,
+) -> cell_cnn.Output:
+  """The supernet on `x [N, H, W, C]`; see `cell_cnn.apply`.
+
+  An edge's activations are computed again on the way back (Chen et al. 2016): without
+  that the supernet of the paper at batch 64 keeps three times the memory.
+  """
+  mix = {name: jax.nn.softmax(table, -1) for name, table in alphas.items()}
+
+  def apply_edges(weights, number, s0, s1, norms):
+    cell = plan.cells[number]
+    return cell_edges(weights, mix[cell.kind], cell, plan.nodes, s0, s1, norms)
+
+  return cell_cnn.apply(weights, plan, x, apply_edges, statistics)
+
+
+def cell_edges(
+  weights: Weights,
+  mix_EK: jax.Array,
+  cell: CellPlan,
+  num_nodes: int,
+  s0: jax.Array,
+  s1: jax.Array,
+  norms: Norms,
+) -> jax.Array:
+  """All mixed edges of one cell.
+
+  Args:
+    weights: of its loops.
+    mix_EK: `[E, K]` weight of each operation on each edge.
+    cell: its place.
+    num_nodes: of it.
+    s0: `[C, H, W, N]` its first input.
+    s1: its second.
+    norms: of this pass.
+
+  Returns:
+    `[num_nodes * C, H, W, N]`, half as large in a reduction cell.
+  """
+  wiring = np.array(edges(num_nodes))
+  inputs = jnp.stack([s0, s1])
+  channels, *sides, examples = s0.shape
+  height, width = (-(-side // (1 + cell.reduction)) for side in sides)
+  # The states of the cell, filled from the left; a reduction's inputs are larger than
+  # its nodes and stay apart.
+  states = jnp.zeros((num_nodes, channels, height, width, examples), s0.dtype)
+  offset = 2
+  if not cell.reduction:
+    states, offset = jnp.concatenate([inputs, states]), 0
+  for name, members in _loops(cell, num_nodes).items():
+    source, target = wiring[members].T
+    halves = name == "halving"
+    states = _loop(
+      weights[name],
+      mix_EK[members],
+      inputs if halves else None,
+      states,
+      source if halves else source - offset,
+      target - offset,
+      norms,
+    )
+  return states[-num_nodes:].reshape(-1, height, width, examples)
+
+
+def _loop(weights, mix_EK, inputs, states, source, target, norms: Norms):
+  """Adds each edge's output to its target, in order: a source is complete when read.
+
+  Args:
+    weights: stacked, `[E, ...]`.
+    mix_EK: weight of each operation on each edge.
+    inputs: `[2, C, H, W, N]` that the edges read and halve, or None to read states.
+    states: `[S, C, H, W, N]`.
+    source: `[E]` which input or state each edge reads.
+    target: `[E]` which state it adds to.
+    norms: of this pass.
+  """
+  stride = 1 if inputs is None else 2
+
+  def edge(weights, mix_K, x, given):
+    own = Norms(given)
+    return mixed(weights, mix_K, x, stride, own), own.seen
+
+  def body(states, inputs_of_edge):
+    weights, mix_K, source, target, given = inputs_of_edge
+    read = states if inputs is None else inputs
+    # The loop already keeps the compiler from merging the second computation with the
+    # first.
+    made, seen = jax.checkpoint(edge, prevent_cse=False)(
+      weights, mix_K, jax.lax.dynamic_index_in_dim(read, source, keepdims=False), given
+    )
+    return states.at[target].add(made), seen
+
+  given = norms.take(_num_norms(stride))
+  over = (weights, mix_EK, jnp.asarray(source), jnp.asarray(target), given)
+  states, seen = jax.lax.scan(body, states, over)
+  norms.seen += seen
+  return states
+
+
+def _num_norms(stride: int) -> int:
+  """Normalisations of a mixed edge: two pools, two by two, two, and halving's own."""
+  return 2 + 2 * 2 + 2 + (stride == 2)

@@ -1,0 +1,204 @@
+"""Pictures of cells: the graph of a derived one, and how alphas came to it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from nasjax.results.plots import BLUE, GREEN, GREY, ORANGE
+
+# Of operations: convolutions blue and green, pools orange, what copies grey.
+_COLOURS = {"sep": BLUE, "dil": GREEN, "max": ORANGE, "avg": ORANGE, "skip": GREY}
+_INPUT_NAMES = ("c_{k-2}", "c_{k-1}")
+
+
+def _colour(op: str) -> str:
+  return _COLOURS.get(op.split("_")[0], "#000000")
+
+
+def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
+  """The graph of a derived cell, from its inputs on the left to its output.
+
+  Args:
+    cell: for each node the edges that it adds up, each (operation, source state).
+    title: above it.
+  """
+  nodes = len(cell)
+  figure = Figure(figsize=(2.2 + 1.6 * (nodes + 1), 4.1), layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  axes.set_axis_off()
+  # Nodes stand in the order of their numbers, so every arrow goes to the right; they
+  # alternate between two heights, so that arrows do not run through them.
+  place = {0: (0.0, 1.15), 1: (0.0, -1.15)}
+  for node in range(nodes):
+    place[node + 2] = (1.6 + 1.7 * node, 0.55 if node % 2 == 0 else -0.55)
+  output = (1.6 + 1.7 * nodes + 0.2, 0.0)
+  for node in range(nodes):
+    _arrow(axes, place[node + 2], output, "#CCCCCC", 0.0, "-")
+  taken = list(place.values())
+  for node, read in enumerate(cell):
+    for number, (op, source) in enumerate(read):
+      start, end = place[source], place[node + 2]
+      # Longer arrows bend more, away from the nodes between: up above, down below.
+      reach = node + 2 - max(source, 1)
+      up = start[1] + 0.4 * end[1] + (0.1 if number == 0 else -0.1) >= 0
+      bend = (0.0 if reach <= 1 else 0.06 + 0.075 * reach) * (-1 if up else 1)
+      _arrow(axes, start, end, _colour(op), bend, "-")
+      _label(axes, start, end, bend, op, taken)
+  for state, (x, y) in place.items():
+    name = f"${_INPUT_NAMES[state]}$" if state < 2 else str(state - 2)
+    _circle(axes, x, y, name, "#FFFFFF" if state >= 2 else "#EAF3FA")
+  _circle(axes, *output, "$c_k$", "#FBEFE6")
+  axes.set_xlim(-0.5, output[0] + 0.5)
+  axes.set_ylim(-2.2, 1.9)
+  axes.set_aspect("equal")  # arrows bend in the picture's units, labels in these
+  axes.set_title(title, loc="left")
+  return figure
+
+
+def _circle(axes, x: float, y: float, name: str, colour: str) -> None:
+  axes.text(
+    x,
+    y,
+    name,
+    ha="center",
+    va="center",
+    fontsize=11,
+    zorder=4,
+    bbox={"boxstyle": "circle,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
+  )
+
+
+def _arrow(axes, start, end, colour: str, bend: float, style: str) -> None:
+  axes.add_patch(
+    FancyArrowPatch(
+      start,
+      end,
+      arrowstyle="-|>",
+      mutation_scale=13,
+      shrinkA=15,
+      shrinkB=16,
+      connectionstyle=f"arc3,rad={bend}",
+      color=colour,
+      linewidth=1.6,
+      linestyle=style,
+      zorder=2,
+    )
+  )
+
+
+def _label(axes, start, end, bend: float, op: str, taken) -> None:
+  """The operation's name on its arrow, at the first place along it that is free."""
+  (x0, y0), (x1, y1) = start, end
+  # The control point of matplotlib's arc3.
+  control = (
+    (x0 + x1) / 2 + bend * (y1 - y0),
+    (y0 + y1) / 2 - bend * (x1 - x0),
+  )
+  spots = []
+  for t in (0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73):
+    a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t * t
+    spots.append((a * x0 + b * control[0] + c * x1, a * y0 + b * control[1] + c * y1))
+  free = [
+    spot
+    for spot in spots
+    if all(abs(spot[0] - x) > 0.9 or abs(spot[1] - y) > 0.24 for x, y in taken)
+  ]
+  x, y = (free or spots)[0]
+  taken.append((x, y))
+  axes.text(
+    x,
+    y,
+    op.removesuffix("_connect").replace("_", " "),
+    ha="center",
+    va="center",
+    fontsize=8.5,
+    color=_colour(op),
+    zorder=3,
+    bbox={"boxstyle": "square,pad=0.15", "facecolor": "#FFFFFF", "edgecolor": "none"},
+  )
+
+
+def alphas_over_time(
+  history: Sequence[Mapping[str, Any]],
+  name: str,
+  operations: Sequence[str],
+  edges: Sequence[tuple[int, int]],
+) -> Figure:
+  """Softmax weights of one cell's operations, edge by edge, over epochs.
+
+  Args:
+    history: for each epoch the logits `[E, K]` by name of the cell.
+    name: of the cell.
+    operations: `[K]` names.
+    edges: `[E]` (source state, target state).
+  """
+  logits_TEK = np.array([epoch[name] for epoch in history], float)
+  weights_TEK = np.exp(logits_TEK - logits_TEK.max(-1, keepdims=True))
+  weights_TEK /= weights_TEK.sum(-1, keepdims=True)
+  columns = 2 if len(edges) <= 6 else 5
+  rows = -(-len(edges) // columns)
+  figure = Figure(figsize=(2.1 * columns + 1.6, 1.5 * rows + 0.8), layout="constrained")
+  FigureCanvasAgg(figure)
+  grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+  image = None
+  for axes, (source, target), edge in zip(grid, edges, range(len(edges))):
+    image = axes.imshow(
+      weights_TEK[:, edge].T,
+      aspect="auto",
+      interpolation="nearest",
+      cmap="viridis",
+      vmin=weights_TEK.min(),
+      vmax=weights_TEK.max(),
+      extent=(0.5, len(history) + 0.5, len(operations) - 0.5, -0.5),
+    )
+    names = [f"${_INPUT_NAMES[s]}$" if s < 2 else str(s - 2) for s in (source, target)]
+    axes.set_title(f"{names[0]} → {names[1]}", fontsize=9)
+    axes.set_yticks(range(len(operations)))
+    axes.set_yticklabels([op.replace("_", " ") for op in operations], fontsize=6)
+    axes.tick_params(labelsize=6)
+  for axes in grid[len(edges) :]:
+    axes.set_axis_off()
+  figure.supxlabel("epoch", fontsize=9)
+  figure.suptitle(f"Weights of the {name} cell's operations", fontsize=11)
+  if image is not None:
+    figure.colorbar(image, ax=grid.tolist(), shrink=0.6)
+  return figure
+
+
+def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
+  """Loss and accuracy of a supernet by epoch, on both sets of rows."""
+  figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+  FigureCanvasAgg(figure)
+  epochs = [row["epoch"] for row in searched]
+  for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+    for name, colour in (("train", BLUE), ("valid", ORANGE)):
+      values = [row[f"{name}_{what}"] for row in searched]
+      values = [np.nan if value is None else value for value in values]
+      axes.plot(epochs, values, color=colour, label=name, marker=".", markersize=4)
+    axes.set_title(what, loc="left")
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+  figure.suptitle("The supernet's search", fontsize=11)
+  return figure
+
+
+def skip_count(searched: Sequence[Mapping[str, Any]], most: int) -> Figure:
+  """Skips in the normal cell by epoch, out of `most` edges."""
+  figure = Figure(figsize=(6.0, 3.0), layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  epochs = [row["epoch"] for row in searched]
+  axes.step(epochs, [row["skips"] for row in searched], where="mid", color=ORANGE)
+  axes.set_ylim(-0.3, most + 0.3)
+  axes.set_xlabel("epoch")
+  axes.set_title("Skips in the normal cell", loc="left")
+  axes.grid(alpha=0.25, linewidth=0.6)
+  axes.spines[["top", "right"]].set_visible(False)
+  return figure

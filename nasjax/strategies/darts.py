@@ -1,0 +1,365 @@
+"""DARTS: architecture search by gradient descent on two levels.
+
+Liu, Simonyan and Yang, "DARTS: differentiable architecture search", ICLR 2019. The
+architecture is relaxed to `alphas`, and
+
+    min over a of L_valid(w*(a), a)  with  w*(a) = argmin over w of L_train(w, a) (3, 4)
+
+is approximated by replacing w*(a) with one training step from the present weights,
+w' = w - xi dL_train/dw (equation 6 differentiates through it):
+
+    dL/da = dL_valid(w', a)/da - xi d2L_train(w, a)/da dw . dL_valid(w', a)/dw'    (7)
+
+Nothing here knows a network: losses come as functions of `(weights, alphas, batch)`.
+Every derivative of one is a jitted function of its own (`derivatives`), so that a step
+may run in two ways: compiled whole (`jax.jit(step)`), which lets an accelerator overlap
+everything; or as it is, which compiles the gradient once for its three uses in a step.
+A CPU, where a supernet's gradient takes longer to compile than to run a hundred times,
+gains nothing by the former.
+
+Differences from the paper: the mixed derivative of (7) is exact by default, one
+forward-over-reverse product, where the paper and its program take a finite difference
+(8), which is `order="finite_difference"` here. As in their program, the step that is
+differentiated through has momentum and weight decay, and no clipping.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nasjax.core.types import InputError
+from nasjax.strategies.base import GradientStrategy
+
+Loss = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+"""`(weights, alphas, batch) -> (scalar loss, anything else)`."""
+
+ORDERS = ("1", "2", "finite_difference")
+DIFFERENCE = 0.01  # the authors': the step of (8) times the norm of its direction
+
+
+class Inner(NamedTuple):
+  """The training step that an architecture step looks through.
+
+  Attributes:
+    step_size: xi.
+    velocity: of the weights' momentum, a pytree like the weights.
+    momentum: what is kept of it.
+    weight_decay: L2.
+  """
+
+  step_size: Any
+  velocity: Any
+  momentum: float = 0.9
+  weight_decay: float = 3e-4
+
+  @jax.jit
+  def move(self, weights: Any, velocity: Any, gradient: Any) -> tuple[Any, Any]:
+    """Weights and velocity after a step of SGD with momentum and decay."""
+    velocity = jax.tree.map(
+      lambda w, v, g: self.momentum * v + (g + self.weight_decay * w),
+      weights,
+      velocity,
+      gradient,
+    )
+    return _add(weights, velocity, -self.step_size), velocity
+
+
+@jax.jit
+def _add(left: Any, right: Any, factor: Any) -> Any:
+  """left + factor * right, of pytrees."""
+  return jax.tree.map(lambda a, b: a + factor * b, left, right)
+
+
+@jax.jit
+def _norm(tree: Any) -> jax.Array:
+  return jnp.sqrt(sum(jnp.square(part).sum() for part in jax.tree.leaves(tree)))
+
+
+class Derivatives(NamedTuple):
+  """Derivatives of a loss L, all functions of `(weights, alphas, batch)` first.
+
+  Attributes:
+    both: -> ((L, anything else), (dL/dw, dL/da)).
+    of_weights: -> ((L, anything else), dL/dw).
+    of_alphas: -> ((L, anything else), dL/da).
+    mixed: and a direction v like the weights -> d2L/da dw . v, like the alphas.
+  """
+
+  both: Callable
+  of_weights: Callable
+  of_alphas: Callable
+  mixed: Callable
+
+
+@functools.lru_cache(maxsize=16)
+def derivatives(loss: Loss) -> Derivatives:
+  """The jitted derivatives of a loss; the same functions for the same loss."""
+
+  def mixed(weights, alphas, batch, direction):
+    def of_alphas(weights):
+      return jax.grad(loss, 1, has_aux=True)(weights, alphas, batch)[0]
+
+    return jax.jvp(of_alphas, (weights,), (direction,))[1]
+
+  both, of_weights, of_alphas = (
+    jax.jit(jax.value_and_grad(loss, which, has_aux=True)) for which in ((0, 1), 0, 1)
+  )
+  return Derivatives(both, of_weights, of_alphas, jax.jit(mixed))
+
+
+def first_order(valid_loss: Loss, weights: Any, alphas: Any, valid_batch: Any) -> Any:
+  """dL_valid(w, a)/da: equation 7 at xi = 0.
+
+  Returns:
+    (loss, gradient with the structure of `alphas`).
+  """
+  of_alphas = derivatives(valid_loss).of_alphas
+  (loss, _), gradient = of_alphas(weights, alphas, valid_batch)
+  return loss, gradient
+
+
+def unrolled(
+  train_loss: Loss,
+  valid_loss: Loss,
+  weights: Any,
+  alphas: Any,
+  train_batch: Any,
+  valid_batch: Any,
+  inner: Inner,
+  difference: float | None = None,
+) -> Any:
+  """The gradient through one training step, equation 7.
+
+  The velocity and the decay do not depend on alphas, so the only second derivative is
+  that of the training loss.
+
+  Args:
+    train_loss: L_train.
+    valid_loss: L_valid.
+    weights: w.
+    alphas: a.
+    train_batch: of the step that is looked through.
+    valid_batch: of the outer loss.
+    inner: that step.
+    difference: take the mixed derivative as a difference of two gradients (equation
+      8), so far apart, over the norm of dL_valid/dw', on either side. It agrees with
+      the exact one to second order; on networks with kinks (ReLU, maxima) it does not
+      converge. None for the exact one.
+
+  Returns:
+    (outer loss, gradient with the structure of `alphas`).
+  """
+
+  train = derivatives(train_loss)
+  _, (gradient, _) = train.both(weights, alphas, train_batch)
+  moved, _ = inner.move(weights, inner.velocity, gradient)
+  (loss, _), (direction, explicit) = derivatives(valid_loss).both(
+    moved, alphas, valid_batch
+  )
+  if difference is not None:
+    step = difference / _norm(direction)
+    ahead, behind = (
+      train.of_alphas(_add(weights, direction, part), alphas, train_batch)[1]
+      for part in (step, -step)
+    )
+    implicit = _add(ahead, behind, -1.0)
+    implicit = jax.tree.map(lambda part: part / (2 * step), implicit)
+  else:
+    implicit = train.mixed(weights, alphas, train_batch, direction)
+  return loss, _add(explicit, implicit, -inner.step_size)
+
+
+def unrolled_through(
+  train_loss: Loss,
+  valid_loss: Loss,
+  weights: Any,
+  alphas: Any,
+  train_batches: Any,
+  valid_batch: Any,
+  inner: Inner,
+) -> Any:
+  """The gradient through several training steps, by reverse mode over all of them.
+
+  Args:
+    train_batches: leaves `[T, ...]`, a batch for each step; the rest as in `unrolled`.
+
+  Returns:
+    (outer loss, gradient with the structure of `alphas`).
+  """
+
+  def outer(alphas):
+    def step(carry, batch):
+      weights, velocity = carry
+      gradient = jax.grad(lambda w: train_loss(w, alphas, batch)[0])(weights)
+      return inner.move(weights, velocity, gradient), None
+
+    (moved, _), _ = jax.lax.scan(step, (weights, inner.velocity), train_batches)
+    return valid_loss(moved, alphas, valid_batch)[0]
+
+  return jax.value_and_grad(outer)(alphas)
+
+
+class State(NamedTuple):
+  """What a search carries.
+
+  Attributes:
+    weights: of the supernet.
+    alphas: of the architecture.
+    velocity: of the weights' momentum.
+    adam: optax's state, of the alphas.
+    step: scalar int32, training steps done.
+  """
+
+  weights: Any
+  alphas: Any
+  velocity: Any
+  adam: Any
+  step: jax.Array
+
+
+class Info(NamedTuple):
+  """What a step reports.
+
+  Attributes:
+    train_loss: scalar, before the weights' step.
+    valid_loss: scalar, that the alphas' step descends: at w' when it is unrolled.
+    gradient_norm: scalar, of the weights' gradient before clipping.
+    auxiliary: what the training loss gave beside the loss.
+  """
+
+  train_loss: jax.Array
+  valid_loss: jax.Array
+  gradient_norm: jax.Array
+  auxiliary: Any
+
+
+def darts(
+  init_weights: Callable[[jax.Array], Any],
+  init_alphas: Callable[[jax.Array], Any],
+  train_loss: Loss,
+  valid_loss: Loss,
+  derive: Callable[[Any], Any],
+  *,
+  order: str = "2",
+  inner_steps: int = 1,
+  num_steps: int,
+  steps_per_epoch: int = 1,
+  learning_rate: float = 0.025,
+  final_learning_rate: float = 0.001,
+  momentum: float = 0.9,
+  weight_decay: float = 3e-4,
+  clip_norm: float = 5.0,
+  alpha_learning_rate: float = 3e-4,
+  alpha_decays: tuple[float, float] = (0.5, 0.999),
+  alpha_weight_decay: float = 1e-3,
+) -> GradientStrategy:
+  """Alternates an architecture step and a training step (algorithm 1 of the paper).
+
+  Args:
+    init_weights: `key -> weights`.
+    init_alphas: `key -> alphas`.
+    train_loss: of the weights' steps.
+    valid_loss: of the alphas' steps.
+    derive: `alphas -> genotype [D]`, host side.
+    order: "1" takes xi = 0; "2" looks through the training step exactly;
+      "finite_difference" by equation 8. There xi is the present learning rate.
+    inner_steps: training steps that an architecture step looks through; with more than
+      one, exact only, the training batch of the outer step has a leading axis of them.
+    num_steps: of the whole search, for the schedule.
+    steps_per_epoch: the rate falls by a cosine from epoch to epoch.
+    learning_rate: of the weights, at the start.
+    final_learning_rate: at the end.
+    momentum: of the weights.
+    weight_decay: of the weights.
+    clip_norm: largest global norm of the weights' gradient.
+    alpha_learning_rate: of the alphas' Adam.
+    alpha_decays: its two.
+    alpha_weight_decay: of the alphas, added to their gradient before Adam.
+
+  Returns:
+    A `GradientStrategy` whose `step` is `(state, train_batch, valid_batch) ->
+    (state, Info)`; everything in it is deterministic.
+
+  Raises:
+    InputError: an unknown order, or several inner steps without order 2.
+  """
+  if order not in ORDERS:
+    raise InputError(f"order must be one of {', '.join(ORDERS)}, got {order}")
+  if inner_steps < 1 or (inner_steps > 1 and order != "2"):
+    raise InputError(
+      f"inner_steps must be 1, or more at order 2; got {inner_steps} at order {order}"
+    )
+  optimizer = optax.chain(
+    optax.add_decayed_weights(alpha_weight_decay),
+    optax.scale_by_adam(*alpha_decays),
+    optax.scale(-alpha_learning_rate),
+  )
+  epochs = max(num_steps // steps_per_epoch, 1)
+
+  def rate(step):
+    done = (step // steps_per_epoch) / epochs
+    part = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    return final_learning_rate + (learning_rate - final_learning_rate) * part
+
+  @jax.jit
+  def move_alphas(alphas, adam, gradient):
+    update, adam = optimizer.update(gradient, adam, alphas)
+    return optax.apply_updates(alphas, update), adam
+
+  @jax.jit
+  def clip(gradient):
+    norm = _norm(gradient)
+    scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-6))
+    return jax.tree.map(lambda part: part * scale, gradient), norm
+
+  def init(key):
+    weights_key, alphas_key = jax.random.split(key)
+    weights = jax.tree.map(jnp.asarray, init_weights(weights_key))
+    alphas = init_alphas(alphas_key)
+    return State(
+      weights,
+      alphas,
+      velocity=jax.tree.map(jnp.zeros_like, weights),
+      adam=optimizer.init(alphas),
+      step=jnp.int32(0),
+    )
+
+  def step(state: State, train_batch, valid_batch):
+    step_size = rate(state.step)
+    inner = Inner(step_size, state.velocity, momentum, weight_decay)
+    weights, alphas = state.weights, state.alphas
+    own_batch = train_batch
+    if inner_steps > 1:
+      own_batch = jax.tree.map(lambda part: part[0], train_batch)
+      valid, gradient = unrolled_through(
+        train_loss, valid_loss, weights, alphas, train_batch, valid_batch, inner
+      )
+    elif order == "1":
+      valid, gradient = first_order(valid_loss, weights, alphas, valid_batch)
+    else:
+      valid, gradient = unrolled(
+        train_loss,
+        valid_loss,
+        weights,
+        alphas,
+        train_batch,
+        valid_batch,
+        inner,
+        difference=DIFFERENCE if order == "finite_difference" else None,
+      )
+    alphas, adam = move_alphas(alphas, state.adam, gradient)
+    train = derivatives(train_loss)
+    if order == "1":
+      (loss, auxiliary), gradient = train.of_weights(weights, alphas, own_batch)
+    else:  # a program that is there already
+      (loss, auxiliary), (gradient, _) = train.both(weights, alphas, own_batch)
+    gradient, norm = clip(gradient)
+    weights, velocity = inner.move(weights, state.velocity, gradient)
+    state = State(weights, alphas, velocity, adam, state.step + 1)
+    return state, Info(loss, valid, norm, auxiliary)
+
+  return GradientStrategy(init, step, lambda state: derive(state.alphas))

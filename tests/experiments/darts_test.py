@@ -1,0 +1,127 @@
+"""DARTS end to end, small: search, derive, retrain, control, report; and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import run as cli
+from experiments import common_darts, common_supernet_ways
+from nasjax.core.types import InputError
+from nasjax.results import export
+from nasjax.spaces.conv_cell import ConvCell
+
+
+def run(*arguments):
+  return cli.main([*arguments, "--compilation_cache=off"])
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+  out = tmp_path_factory.mktemp("darts") / "out"
+  status = run("--experiment=darts_digits", "--smoke", f"--workdir={out}")
+  assert status == 0
+  return out
+
+
+def test_a_run_from_search_to_report(searched):
+  summary = json.loads((searched / "summary.json").read_text())
+  assert summary["status"] == "finished" and summary["epochs_searched"] == 1
+  assert 0 <= summary["test_accuracy"] <= 1 and summary["num_params"] > 100
+  assert summary["supernet_params"] > summary["num_params"]
+  assert len(summary["random_cells"]) == 1
+  (row,) = [
+    json.loads(x) for x in (searched / "records.jsonl").read_text().splitlines()
+  ]
+  assert np.shape(row["alphas"]["normal"]) == (2, 8)
+  assert row["arch"] == summary["arch"]
+  assert np.isfinite([row["train_loss"], row["valid_loss"], row["outer_loss"]]).all()
+  space = ConvCell(1)
+  alphas = {name: np.array(table) for name, table in row["alphas"].items()}
+  assert space.describe(space.derive(alphas)) == summary["arch"]
+  page = (searched / "report.html").read_text()
+  for said in ("Normal cell", "Reduction cell", "Skips in the normal cell", "<svg"):
+    assert said in page
+  assert (searched / "cell_normal.png").read_bytes().startswith(b"\x89PNG")
+  best = export.load_best(searched / "best")
+  assert best.description["arch"] == summary["arch"]
+  assert best.description["metrics"]["test_accuracy"] == summary["test_accuracy"]
+  assert any(name.startswith("weights/network/stem") for name in best.weights)
+
+
+def test_a_genotype_is_trained_without_a_search(searched, tmp_path):
+  out = tmp_path / "out"
+  status = run(
+    "--experiment=darts_digits",
+    "--smoke",
+    f"--workdir={out}",
+    f"--config.genotype={searched / 'best' / 'genotype.json'}",
+    "--config.random_cells=0",
+  )
+  assert status == 0
+  before = json.loads((searched / "summary.json").read_text())
+  summary = json.loads((out / "summary.json").read_text())
+  assert not (out / "records.jsonl").exists()
+  # The same cell, seed and recipe.
+  assert summary["arch"] == before["arch"]
+  assert summary["test_accuracy"] == before["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+  "flag, message",
+  [
+    ("--config.genotype=DARTS_V9", "--config.genotype: not a genotype"),
+    ("--config.genotype=nowhere.json", "nowhere.json: No such file"),
+    ("--config.strategy.inner_steps=0", "inner_steps must be 1"),
+    ("--config.strategy.epochs=0", "--config.strategy.epochs must be positive"),
+    ("--config.retrain.drop_path=1", "--config.retrain.drop_path must be at least 0"),
+    ("--config.retrain.auxiliary_weight=0.4", "the auxiliary head needs"),
+    ("--config.supernet.layers=2", "2 cells are too few"),
+    ("--config.random_cells=-1", "--config.random_cells must not be negative"),
+    ("--config.data.train_fraction=2", "--config.data.train_fraction must be"),
+  ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+  flag, message, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  assert run("--experiment=darts_digits", "--smoke", f"--workdir={out}", flag) == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1 and message in lines[0]
+  assert not out.exists()
+
+
+def test_a_file_that_is_no_genotype(tmp_path):
+  path = tmp_path / "genotype.json"
+  path.write_text("[1, 2]")
+  config = common_darts.DARTSConfig(genotype=str(path))
+  with pytest.raises(InputError, match="is no genotype.json of a run"):
+    common_darts.check(config)
+
+
+def test_skips_are_counted_in_the_normal_cell():
+  space = ConvCell()
+  assert common_darts.num_skips(space.parse("DARTS_V1"), space) == 3
+  assert common_darts.num_skips(space.parse("DARTS_V2"), space) == 2
+
+
+def test_throughput_smoke(tmp_path):
+  out = tmp_path / "out"
+  assert run("--experiment=darts_throughput", "--smoke", f"--workdir={out}") == 0
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["status"] == "finished" and summary["ratios"] == []
+  (row,) = summary["rows"]
+  assert row["way"] == "forward" and row["seconds"] > 0 and row["peak_gb"] > 0.05
+
+
+def test_the_peer_is_the_same_network():
+  """PyTorch's supernet has as many weights as ours, alphas apart."""
+  torch = pytest.importorskip("torch")
+  work = common_supernet_ways.Work((32, 32, 3), 10, 16, 8, 2, 0)
+  network = common_supernet_ways._torch_supernet(work)
+  names = dict(network.named_parameters())
+  counts = {"alphas" in name: 0 for name in names}
+  for name, value in names.items():
+    counts["alphas" in name] += value.numel()
+  assert counts == {True: 2 * 14 * 8, False: 1_930_618}
+  assert torch.isfinite(network(torch.zeros(2, 3, 32, 32))).all()
