@@ -367,6 +367,7 @@ class _Job:
       "test_accuracy": float(tested.metric),
       "test_loss": float(tested.loss),
       "num_params": cell_cnn.num_params(model[0]["network"]),
+      "flops": training.derived_flops(self.network, cells),
       "train_loss": each.train_loss,
       "seconds": time.perf_counter() - start,
     }, model

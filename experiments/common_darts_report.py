@@ -85,7 +85,8 @@ def _result(summary: Mapping[str, Any]) -> report.Section:
     for number, row in enumerate(summary.get("random_cells", ()), 1)
   ]
   columns = [("", False), ("test accuracy", True), ("test loss", True)]
-  columns += [("parameters", True), ("training loss", True), ("seconds", True)]
+  columns += [("parameters", True), ("FLOPs an image", True), ("training loss", True)]
+  columns += [("seconds", True)]
   table = tables.table(
     columns,
     [
@@ -105,7 +106,7 @@ def _result(summary: Mapping[str, Any]) -> report.Section:
 
 
 def _of(row: Mapping[str, Any]) -> list[Any]:
-  return [row[k] for k in ("test_loss", "num_params", "train_loss", "seconds")]
+  return [row[k] for k in ("test_loss", "num_params", "flops", "train_loss", "seconds")]
 
 
 def _epochs(searched: Sequence[Mapping[str, Any]]) -> report.Section:

@@ -20,7 +20,7 @@ over whole rows of examples, and a pointwise convolution is one flat matrix prod
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -299,6 +299,22 @@ def _pointwise_kernel(gradient_CHWN, x_CHWN, *, window):
 
 _POINTWISE_PROGRAMS = (_pointwise_input, _pointwise_kernel, _pointwise_output)
 _POINTWISE = _trilinear("pointwise", _POINTWISE_PROGRAMS, _POINTWISE_PROGRAMS)
+
+
+PRIMITIVES = frozenset((*_DEPTHWISE, *_POINTWISE))
+
+
+def num_products(shapes: Sequence[tuple[int, ...]], window: Window | None) -> int:
+  """Products of a value and a weight in one of `PRIMITIVES`, borders included.
+
+  Args:
+    shapes: of its operands and its result, in any order.
+    window: its parameter.
+  """
+  kernel = next(shape for shape in shapes if len(shape) < 4)
+  image = next(shape for shape in shapes if len(shape) == 4)
+  places = image[1:] if window is None else (*window.output, image[-1])
+  return math.prod(kernel) * math.prod(places)
 
 
 def depthwise(

@@ -27,7 +27,7 @@ def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
     title: above it.
   """
   nodes = len(cell)
-  figure = Figure(figsize=(2.2 + 1.6 * (nodes + 1), 4.1), layout="constrained")
+  figure = Figure(figsize=(2.2 + 1.6 * (nodes + 1), 4.5), layout="constrained")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
   axes.set_axis_off()
@@ -46,7 +46,7 @@ def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
       # Longer arrows bend more, away from the nodes between: up above, down below.
       reach = node + 2 - max(source, 1)
       up = start[1] + 0.4 * end[1] + (0.1 if number == 0 else -0.1) >= 0
-      bend = (0.0 if reach <= 1 else 0.06 + 0.075 * reach) * (-1 if up else 1)
+      bend = (0.0 if reach <= 1 else 0.05 + 0.11 * reach) * (-1 if up else 1)
       _arrow(axes, start, end, _colour(op), bend, "-")
       _label(axes, start, end, bend, op, taken)
   for state, (x, y) in place.items():
@@ -54,7 +54,7 @@ def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
     _circle(axes, x, y, name, "#FFFFFF" if state >= 2 else "#EAF3FA")
   _circle(axes, *output, "$c_k$", "#FBEFE6")
   axes.set_xlim(-0.5, output[0] + 0.5)
-  axes.set_ylim(-2.2, 1.9)
+  axes.set_ylim(-2.3, 2.3)
   axes.set_aspect("equal")  # arrows bend in the picture's units, labels in these
   axes.set_title(title, loc="left")
   return figure

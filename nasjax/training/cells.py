@@ -20,6 +20,7 @@ from nasjax.data.base import Split
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.networks.cell_cnn import Plan
 from nasjax.spaces.conv_cell import Cells
+from nasjax.training import flops
 from nasjax.training.losses import Task
 from nasjax.training.step import epoch_batches, predict
 
@@ -277,6 +278,17 @@ def derived_tester(plan: Plan, cells: Cells, task: Task, batch_size: int) -> Cal
     return cell_cnn.derived(weights["network"], plan, cells, x, statistics).logits
 
   return tester(apply, task, batch_size)
+
+
+def derived_flops(plan: Plan, cells: Cells) -> int:
+  """Floating-point operations of one image's forward pass, convolutions and products.
+
+  A multiply-add counts as two: the paper's second published cell, at C = 36 and 20
+  cells, has 528 million of them.
+  """
+  weights = cell_cnn.derived_init(np.uint32(0), plan, cells)
+  x = jnp.zeros((1, *plan.image))
+  return flops.count(lambda x: cell_cnn.derived(weights, plan, cells, x).logits, x)
 
 
 def supernet_tester(plan: Plan, task: Task, batch_size: int) -> Callable:

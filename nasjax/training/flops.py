@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from nasjax.networks import convolution
+
 
 def count(function: Any, *arguments: Any) -> int:
   """Multiplications and additions in the matrix products of `function(*arguments)`.
@@ -31,6 +33,9 @@ def _of(jaxpr: core.Jaxpr) -> int:
     elif equation.primitive.name == "conv_general_dilated":
       features = shapes[1][parameters["dimension_numbers"].rhs_spec[0]]
       total += 2 * made * math.prod(shapes[1]) // features
+    elif equation.primitive in convolution.PRIMITIVES:
+      shapes += [_shape(variable) for variable in equation.outvars]
+      total += 2 * convolution.num_products(shapes, parameters["window"])
     else:
       inner = [_of(each) for value in parameters.values() for each in _jaxprs(value)]
       if equation.primitive.name == "cond":

@@ -28,6 +28,7 @@ def test_a_run_from_search_to_report(searched):
   summary = json.loads((searched / "summary.json").read_text())
   assert summary["status"] == "finished" and summary["epochs_searched"] == 1
   assert 0 <= summary["test_accuracy"] <= 1 and summary["num_params"] > 100
+  assert summary["flops"] > 1000
   assert summary["supernet_params"] > summary["num_params"]
   assert len(summary["random_cells"]) == 1
   (row,) = [

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 
+from nasjax.networks import convolution
 from nasjax.training import flops
 
 
@@ -37,3 +38,20 @@ def test_convolutions():
 
   x, kernel = jnp.ones((2, 3, 8, 8)), jnp.ones((4, 3, 3, 3))
   assert flops.count(convolve, x, kernel) == 2 * (2 * 4 * 8 * 8) * 3 * 3 * 3
+
+
+def test_our_own_convolutions():
+  x, point = jnp.ones((3, 8, 7, 2)), jnp.ones((5, 3))
+  once = 2 * 5 * 3 * 8 * 7 * 2
+  assert flops.count(convolution.pointwise, x, point) == once
+  both = jax.grad(lambda x, k: convolution.pointwise(x, k).sum(), (0, 1))
+  assert flops.count(both, x, point) == 3 * once
+  kernel = jnp.ones((3, 5, 5))
+  once = 2 * 25 * 3 * 4 * 4 * 2
+
+  def halve(x, kernel):
+    return convolution.depthwise(x, kernel, stride=2)
+
+  assert flops.count(halve, x, kernel) == once
+  both = jax.grad(lambda x, k: halve(x, k).sum(), (0, 1))
+  assert flops.count(both, x, kernel) == 3 * once

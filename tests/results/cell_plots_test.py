@@ -1,0 +1,64 @@
+"""Pictures of cells: every operation and every edge is in them."""
+
+import numpy as np
+import pytest
+
+from nasjax.results import cell_plots, plots
+from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, ConvCell, edges
+
+SPACE = ConvCell()
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_names_each_operation_once_an_edge(kind):
+  cell = getattr(SPACE.decode(SPACE.parse("DARTS_V1")), kind)
+  figure = cell_plots.cell_graph(cell, "a title")
+  (axes,) = figure.axes
+  written = [text.get_text() for text in axes.texts]
+  ops = [edge.op.removesuffix("_connect").replace("_", " ") for n in cell for edge in n]
+  assert sorted(w for w in written if w in set(ops)) == sorted(ops)
+  assert {"0", "1", "2", "3", "$c_k$", "$c_{k-1}$", "$c_{k-2}$"} <= set(written)
+  assert len(axes.patches) == 8 + 4  # an arrow an edge, and the nodes' to the output
+  places = np.array([text.get_position() for text in axes.texts])
+  low, high = axes.get_xlim(), axes.get_ylim()
+  assert (places[:, 0] > low[0]).all() and (places[:, 0] < low[1]).all()
+  assert (places[:, 1] > high[0]).all() and (places[:, 1] < high[1]).all()
+  assert axes.get_title(loc="left") == "a title"
+
+
+def test_labels_do_not_cover_each_other():
+  for name in ("DARTS_V1", "DARTS_V2"):
+    for cell in SPACE.decode(SPACE.parse(name)):
+      (axes,) = cell_plots.cell_graph(cell, "").axes
+      places = [t.get_position() for t in axes.texts if len(t.get_text()) > 1]
+      for i, (x, y) in enumerate(places):
+        for other_x, other_y in places[:i]:
+          assert abs(x - other_x) > 0.5 or abs(y - other_y) > 0.2
+
+
+def test_alphas_and_curves_by_epoch():
+  rng = np.random.default_rng(0)
+  history = [{name: rng.normal(size=(14, 8)) for name in CELLS} for _ in range(3)]
+  figure = cell_plots.alphas_over_time(history, "normal", PRIMITIVES, edges(4))
+  drawn = [axes for axes in figure.axes if axes.images]
+  assert len(drawn) == 14
+  logits = history[2]["normal"][5]
+  np.testing.assert_allclose(
+    drawn[5].images[0].get_array()[:, 2], np.exp(logits) / np.exp(logits).sum()
+  )
+  rows = [
+    {"epoch": i, "skips": i, **{f"{a}_{b}": v for a, b, v in made}}
+    for i, made in enumerate(
+      [
+        [
+          (a, b, None if i else 0.5)
+          for a in ("train", "valid")
+          for b in ("loss", "accuracy")
+        ]
+        for i in range(2)
+      ]
+    )
+  ]
+  assert "<svg" in plots.to_svg(cell_plots.search_curves(rows))
+  (axes,) = cell_plots.skip_count(rows, 8).axes
+  np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0, 1])
