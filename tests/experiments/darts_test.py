@@ -68,6 +68,35 @@ def test_a_genotype_is_trained_without_a_search(searched, tmp_path):
   assert summary["test_accuracy"] == before["test_accuracy"]
 
 
+def test_darts_cifar10_reads_a_file(tmp_path):
+  rng = np.random.default_rng(0)
+  arrays = {
+    f"{kind}_{part}": value
+    for part, count in (("train", 128), ("test", 64))
+    for kind, value in (
+      ("x", rng.integers(0, 256, (count, 8, 8, 3), np.uint8)),
+      ("y", np.arange(count) % 3),
+    )
+  }
+  np.savez(tmp_path / "images.npz", **arrays)
+  out = tmp_path / "out"
+  status = run(
+    "--experiment=darts_cifar10",
+    "--smoke",
+    f"--workdir={out}",
+    f"--config.data.path={tmp_path / 'images.npz'}",
+    "--config.genotype=Genotype(normal=[('skip_connect', 0), ('max_pool_3x3', 1)], "
+    "normal_concat=[2], reduce=[('avg_pool_3x3', 0), ('skip_connect', 1)], "
+    "reduce_concat=[2])",
+    "--config.random_cells=0",
+    "--config.retrain.auxiliary_weight=0",
+  )
+  assert status == 0
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["data"]["image"] == [8, 8, 3] and summary["data"]["classes"] == 3
+  assert summary["normal_skips"] == 1 and "max_pool_3x3" in summary["arch"]
+
+
 @pytest.mark.parametrize(
   "flag, message",
   [
