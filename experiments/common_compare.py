@@ -432,7 +432,7 @@ def _anytime(done, benchmark, protocol, space, rows) -> dict[str, np.ndarray]:
   return {"budget": grid, "mean": band.mean, "low": band.low, "high": band.high}
 
 
-def _numbers(space: Enumerable, genotypes: np.ndarray) -> np.ndarray:
+def _numbers(space: Any, genotypes: np.ndarray) -> np.ndarray:
   """The space's numbers `[...]` of genotypes `[..., D]`."""
   flat = genotypes.reshape(-1, space.length)
   return np.asarray(_index(space)(flat)).reshape(genotypes.shape[:-1])

@@ -30,7 +30,7 @@ def run(*arguments):
   return cli.main([*arguments, "--compilation_cache=off"])
 
 
-def test_compare_nasbench201_end_to_end(table, tmp_path, capsys):
+def test_compare_nasbench201_end_to_end(table, tmp_path, capsys, quick_compile):
   out = tmp_path / "out"
   status = run(
     "--experiment=compare_nasbench201",
