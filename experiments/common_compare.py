@@ -33,7 +33,6 @@ from nasjax.data.benchmarks import Benchmark, Measured
 from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.results import analysis, comparison, records
 from nasjax.runtime import Run
-from nasjax.spaces.base import Enumerable
 
 _GRID = 60  # points of the anytime curves
 _MAX_EVALUATIONS = 100_000  # of one search; every seed has an array of so many
