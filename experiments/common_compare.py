@@ -2,129 +2,40 @@
 
 A protocol says on which data set is searched, at which fidelity and with what budget,
 and of which data sets the winner's figures are then read. Every strategy gets the same
-budget and seeds of its own.
+budget and seeds of its own. (Successive halving and Hyperband search at the table's
+rungs, whatever the protocol's fidelity is: `common_strategies.rungs_of`.)
 """
 
 import dataclasses
+import functools
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import common_compare_report
+from experiments.common_strategies import (
+  CONTROL,
+  STRATEGIES,
+  Setting,
+  eta_of,
+  rungs_of,
+)
 from nasjax import runtime, search
 from nasjax.core import keys
 from nasjax.core.config import field
 from nasjax.core.types import InputError
-from nasjax.data.benchmarks import Benchmark
-from nasjax.estimators.base import Estimator
-from nasjax.estimators.successive_halving import (
-  brackets,
-  hyperband,
-  successive_halving,
-)
+from nasjax.data.benchmarks import Benchmark, Measured
 from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.results import analysis, comparison, records
 from nasjax.runtime import Run
-from nasjax.spaces.base import Enumerable
-from nasjax.strategies.bananas import bananas
-from nasjax.strategies.base import Strategy
-from nasjax.strategies.bayesian import bayesian
-from nasjax.strategies.evolution import evolution
-from nasjax.strategies.local_search import local_search
-from nasjax.strategies.random_search import random_search
-from nasjax.strategies.reinforce import reinforce
 
 _GRID = 60  # points of the anytime curves
-
-
-def _reinforce_independent(
-  space: Enumerable, n: int, rungs: tuple[int, ...], config: "CompareConfig"
-) -> Strategy:
-  """Dong and Yang's: one child an update, the plain score, nothing but its policy."""
-  del rungs
-  return reinforce(
-    space,
-    policy="independent",
-    population=1,
-    max_evaluations=n,
-    learning_rate=config.policy_learning_rate,
-    learning_rate_decay=0.0,
-    clip_norm=math.inf,
-    updates=1,
-    corrected=True,
-    utility="score",
-    predictor=0.0,
-    distinct=False,
-  )
-
-
-class Competitor(NamedTuple):
-  """A strategy, and the wrapper of the estimator that it is used with.
-
-  Attributes:
-    strategy: `(space, max_evaluations, rungs, config) -> Strategy`.
-    wrapper: out of `estimators.successive_halving`; None to measure at the protocol's
-      fidelity.
-  """
-
-  strategy: Callable[[Enumerable, int, tuple[int, ...], "CompareConfig"], Strategy]
-  wrapper: Callable[..., Estimator] | None = None
-
-
-_ETA = 3  # of the halving rungs, Hyperband's own
-
-# Papers' values, but for what a table and its budget call for. Evolution's P and S
-# are NATS-Bench's; rounds of halving start with as many children as leave one at the
-# last rung. So that ten strategies take minutes, the LSTM has 32 units, five updates a
-# round and no predictor, and surrogates judge fewer candidates than by default.
-STRATEGIES: dict[str, Competitor] = {
-  "random_search": Competitor(
-    lambda space, n, rungs, config: random_search(
-      space, population=1, max_evaluations=n, distinct=False
-    )
-  ),
-  "local_search": Competitor(lambda space, n, rungs, config: local_search(space)),
-  "local_search_steepest": Competitor(
-    lambda space, n, rungs, config: local_search(space, rule="steepest")
-  ),
-  "evolution": Competitor(
-    lambda space, n, rungs, config: evolution(space, population=10, sample=3)
-  ),
-  "reinforce_independent": Competitor(_reinforce_independent),
-  "reinforce_lstm": Competitor(
-    lambda space, n, rungs, config: reinforce(
-      space, max_evaluations=n, hidden=32, updates=5, predictor=0.0
-    )
-  ),
-  "bayesian": Competitor(
-    lambda space, n, rungs, config: bayesian(
-      space, max_evaluations=n, num_mutants=40, num_draws=10
-    )
-  ),
-  "bananas": Competitor(
-    lambda space, n, rungs, config: bananas(
-      space, max_evaluations=n, num_mutants=60, steps=20
-    )
-  ),
-  "successive_halving": Competitor(
-    lambda space, n, rungs, config: random_search(
-      space, population=_ETA ** (len(rungs) - 1), max_evaluations=n
-    ),
-    successive_halving,
-  ),
-  "hyperband": Competitor(
-    lambda space, n, rungs, config: random_search(
-      space, population=sum(brackets(len(rungs), _ETA)), max_evaluations=n
-    ),
-    hyperband,
-  ),
-}
-CONTROL = "random_search"
+_MAX_EVALUATIONS = 100_000  # of one search; every seed has an array of so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +52,7 @@ class CompareConfig:
     "is a third of one",
   )
   budget_seconds: float | None = field(
-    None, "of a search, in seconds of training by the table"
+    None, "of a search, in seconds of training by the table, instead of evaluations"
   )
   repeats: str = field(
     "free", "what a child that was tried before costs", ("free", "paid")
@@ -194,6 +105,10 @@ def check(config: CompareConfig) -> tuple[str, ...]:
     raise InputError(
       f"--config.budget_seconds must be positive, got {config.budget_seconds}"
     )
+  if config.budget_evaluations is not None and config.budget_seconds is not None:
+    raise InputError(
+      "give --config.budget_evaluations or --config.budget_seconds, not both"
+    )
   if not config.policy_learning_rate > 0:
     raise InputError(
       "--config.policy_learning_rate must be positive, got "
@@ -202,17 +117,68 @@ def check(config: CompareConfig) -> tuple[str, ...]:
   return tuple(dict.fromkeys((CONTROL, *config.strategies)))
 
 
-def budget(config: CompareConfig, times: float = 1.0) -> tuple[float, str]:
+def budget(
+  config: CompareConfig, default: tuple[float, str], times: float = 1.0
+) -> tuple[float, str]:
   """The budget and its unit; seconds are multiplied.
 
-  Raises:
-    InputError: there is none.
+  Args:
+    config: what was given.
+    default: what holds where no budget was.
+    times: for data sets whose trainings take so many times as long.
   """
+  amount, unit = default
   if config.budget_evaluations is not None:
-    return float(config.budget_evaluations), "evaluations"
-  if config.budget_seconds is not None:
-    return times * config.budget_seconds, "seconds"
-  raise InputError("give --config.budget_evaluations or --config.budget_seconds")
+    amount, unit = float(config.budget_evaluations), "evaluations"
+  elif config.budget_seconds is not None:
+    amount, unit = config.budget_seconds, "seconds"
+  return (times * amount if unit == "seconds" else amount), unit
+
+
+def _level(measured: Measured, protocol: Protocol) -> int:
+  """The index of the protocol's fidelity."""
+  if protocol.epochs is None:
+    return len(measured.epochs) - 1
+  return int(np.searchsorted(measured.epochs, protocol.epochs))
+
+
+def _costs(measured: Measured, protocol: Protocol) -> np.ndarray:
+  """`[R, N]` what each fidelity costs in the unit of the protocol."""
+  if protocol.unit == "seconds":
+    return measured.seconds
+  share = measured.epochs / measured.epochs[_level(measured, protocol)]
+  return np.broadcast_to(share.astype(np.float32)[:, None], measured.seconds.shape)
+
+
+def _check_budget(
+  names: Sequence[str], benchmark: Benchmark, protocol: Protocol
+) -> None:
+  """Refuses a budget that some first child would exceed, or that hardly ends."""
+  measured = benchmark.on(protocol.searched)
+  costs = _costs(measured, protocol)
+  if not (costs > 0).all():
+    level, row = np.argwhere(costs <= 0)[0]
+    raise InputError(
+      f"{benchmark.name}, row {row}: {measured.epochs[level]} epochs on "
+      f"{protocol.searched} cost nothing; a budget in seconds needs costs above 0"
+    )
+  given = f"a budget of {protocol.budget:g} {protocol.unit}"
+  for name in names:
+    first = dearest = costs[_level(measured, protocol)]
+    if STRATEGIES[name].wrapper is not None:
+      at = np.searchsorted(measured.epochs, rungs_of(measured.epochs))
+      first = costs[at[0]]
+      dearest = costs[-1] if benchmark.one_training else costs[at].sum(0)
+    if np.float32(protocol.budget) < dearest.max():
+      raise InputError(
+        f"{name}: {given} is too small: one child on {protocol.searched} may cost "
+        f"{dearest.max():g}"
+      )
+    if protocol.budget > _MAX_EVALUATIONS * first.mean(dtype=float):
+      raise InputError(
+        f"{name}: {given} is too large: more than {_MAX_EVALUATIONS:,} children of a "
+        f"search on {protocol.searched}"
+      )
 
 
 def compare(
@@ -225,9 +191,17 @@ def compare(
 ) -> None:
   """Runs every strategy under every protocol; leaves summary, winners and report.
 
+  Args:
+    config: see `CompareConfig`.
+    run: where everything goes.
+    benchmark: the table.
+    protocols: of which the one named "published" has `published` beside it.
+    published: figures to stand beside ours.
+
   Raises:
     InputError: a table that is not whole, or a config that cannot run; nothing was
-      touched then.
+      touched then. (But where costs are so uneven that a search of average costs has
+      room and another has not, that is found by searching.)
   """
   names = check(config)
   space = space_of(benchmark)
@@ -238,7 +212,10 @@ def compare(
   estimators = [
     tabular(space, benchmark, p.searched, epochs=p.epochs) for p in protocols
   ]
+  for protocol in protocols:
+    _check_budget(names, benchmark, protocol)
   run.begin()
+  seconds: dict[str, float] = {}
   summary: dict[str, Any] = {
     "experiment": run.experiment,
     "seed": run.seed,
@@ -246,11 +223,14 @@ def compare(
     "table": benchmark.name,
     "architectures": space.size,
     "seeds": config.seeds,
-    "protocols": [protocol._asdict() for protocol in protocols],
+    "protocols": [_described(names, benchmark, protocol) for protocol in protocols],
     "fidelities": _fidelities(benchmark),
     "optimum": {d: _optimum(benchmark, d) for d in benchmark.measured},
     "results": [],
     "pairs": [],
+    "sentences": [],
+    "anytime": {},
+    "strategy_seconds": seconds,
     "environment": runtime.environment(),
     "command": run.command,
   }
@@ -265,9 +245,9 @@ def compare(
         ):
           found[i, name] = done
           progress.update(len(found), strategy=name, on=protocols[i].searched)
-        run.log(f"{name}: {time.perf_counter() - tick:.1f} s")
+        seconds[name] = time.perf_counter() - tick
+        run.log(f"{name}: {seconds[name]:.1f} s")
     summary["search_seconds"] = time.perf_counter() - start
-    curves = {}
     winners = {}
     for i, protocol in enumerate(protocols):
       judged: dict[str, dict[str, np.ndarray]] = {d: {} for d in protocol.judged}
@@ -287,18 +267,29 @@ def compare(
             {"protocol": protocol.name, "dataset": dataset, **pair._asdict()}
             for pair in comparison.pairwise(values)
           ]
-      curves[protocol.name] = {
+      summary["anytime"][protocol.name] = {
         name: _anytime(found[i, name], benchmark, protocol, space, rows)
         for name in names
       }
+    summary["sentences"] = common_compare_report.sentences(summary, CONTROL)
     _keep(run, winners)
     summary["status"] = "finished"
   finally:
     summary |= run.compile_stats()
     run.write_summary(summary)
-  run.log(f"report: {common_compare_report.write(run, summary, curves, CONTROL)}")
+  run.log(f"report: {common_compare_report.write(run, summary)}")
   for title, table in common_compare_report.tables_of(summary):
     run.table(title, [name for name, _ in table.columns], [list(r) for r in table.rows])
+
+
+def _described(
+  names: Sequence[str], benchmark: Benchmark, protocol: Protocol
+) -> dict[str, Any]:
+  """A protocol as the summary has it: with who searches at rungs, and at which."""
+  rungs = rungs_of(benchmark.on(protocol.searched).epochs)
+  halving = [name for name in names if STRATEGIES[name].wrapper is not None]
+  described = {**protocol._asdict(), "halving": halving}
+  return described | ({"rungs": rungs, "eta": eta_of(rungs)} if halving else {})
 
 
 def _searches(name, config, run, space, benchmark, protocols, estimators):
@@ -315,30 +306,29 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       yield made[alike]
       continue
     measured = benchmark.on(protocol.searched)
-    level = len(measured.epochs) - 1
-    if protocol.epochs is not None:
-      level = int(np.searchsorted(measured.epochs, protocol.epochs))
+    level = _level(measured, protocol)
     state = estimator.init(jax.random.key(0))
     if protocol.unit == "evaluations":
-      share = (measured.epochs / measured.epochs[level]).astype(np.float32)
-      state = state._replace(
-        seconds=jax.numpy.broadcast_to(share[:, None], state.seconds.shape)
-      )
-    rungs = _rungs(measured.epochs)
+      # Of each fidelity one cost, so the order of rows does not matter.
+      state = state._replace(seconds=jax.numpy.asarray(_costs(measured, protocol)))
+    rungs = rungs_of(measured.epochs)
+    eta = eta_of(rungs)
     if competitor.wrapper is not None:
-      level = 0  # most of its children are measured cheaply
+      level = int(np.searchsorted(measured.epochs, rungs[0]))  # of most children
       estimator = competitor.wrapper(
-        estimator, rungs=rungs, eta=_ETA, resumed=benchmark.one_training
+        estimator, rungs=rungs, eta=eta, resumed=benchmark.one_training
       )
     # Room for a third more than children of mean cost; twice it where that is too few.
     room = 1.3 * protocol.budget / float(np.asarray(state.seconds)[level].mean())
-    capacity = 10 * math.ceil(max(room, 20) / 10)
+    capacity = min(10 * math.ceil(max(room, 20) / 10), _MAX_EVALUATIONS)
     search_key = keys.named(run.key, f"{name} on {protocol.searched}")[0]
+    fidelities = tuple(measured.epochs.tolist())
     while True:
-      kind = capacity, level, rungs
+      kind = capacity, level, fidelities
       if kind not in compiled:
+        setting = Setting(space, capacity, rungs, eta, config.policy_learning_rate)
         compiled[kind] = search.compile_search(
-          competitor.strategy(space, capacity, rungs, config),
+          competitor.strategy(setting),
           estimator,
           config.seeds,
           max_evaluations=capacity,
@@ -348,28 +338,14 @@ def _searches(name, config, run, space, benchmark, protocols, estimators):
       done = compiled[kind](seed_keys, protocol.budget, state)
       if not (~done.ended & (done.num_evaluations == capacity)).any():
         break
-      capacity *= 2
-    empty = int((done.num_evaluations == 0).sum())
-    if empty:
-      raise InputError(
-        f"{name}: a budget of {protocol.budget:g} {protocol.unit} is too small: "
-        f"{empty} of {config.seeds} searches on {protocol.searched} end before their "
-        "first evaluation"
-      )
+      if capacity == _MAX_EVALUATIONS:
+        raise InputError(
+          f"{name}: a budget of {protocol.budget:g} {protocol.unit} is too large: a "
+          f"search on {protocol.searched} had {capacity:,} children and was not done"
+        )
+      capacity = min(2 * capacity, _MAX_EVALUATIONS)
     made[alike] = done
     yield done
-
-
-def _rungs(epochs: np.ndarray) -> tuple[int, ...]:
-  """Fidelities for halving: from the full one down, each at most a third of the last.
-
-  Args:
-    epochs: `[R]` that the table has, ascending.
-  """
-  rungs = [int(epochs[-1])]
-  while (epochs * _ETA <= rungs[0]).any():
-    rungs.insert(0, int(epochs[epochs * _ETA <= rungs[0]][-1]))
-  return tuple(rungs)
 
 
 def _result(benchmark, protocol, dataset, name, winner, done, published):
@@ -425,12 +401,14 @@ def _fidelities(benchmark: Benchmark) -> list[dict[str, Any]]:
   """Kendall's tau of each lower fidelity with the full one and with the test."""
   rows = []
   for dataset, measured in benchmark.measured.items():
+    with np.errstate(divide="ignore", invalid="ignore"):  # a table without costs
+      shares = measured.seconds / measured.seconds[-1:]
     for level, epochs in enumerate(measured.epochs[:-1]):
       rows.append(
         {
           "dataset": dataset,
           "epochs": int(epochs),
-          "cost": float((measured.seconds[level] / measured.seconds[-1]).mean()),
+          "cost": float(shares[level].mean()),
           "tau_valid": analysis.kendall_tau(measured.valid[level], measured.valid[-1]),
           "tau_test": analysis.kendall_tau(measured.valid[level], measured.test),
         }
@@ -439,30 +417,30 @@ def _fidelities(benchmark: Benchmark) -> list[dict[str, Any]]:
 
 
 def _anytime(done, benchmark, protocol, space, rows) -> dict[str, np.ndarray]:
-  """The incumbent's test regret by budget: grid, mean and interval `[G]`."""
+  """The incumbent's test regret by budget: that, mean and interval `[G]`."""
   measured = benchmark.on(protocol.searched)
-  usable = done.counted() & np.isfinite(done.score)
-  score = np.where(usable, done.score, -np.inf)
-  best = np.maximum.accumulate(score, axis=1)
-  order = np.arange(score.shape[1])
-  first = np.concatenate([np.full((len(best), 1), -np.inf), best[:, :-1]], axis=1)
-  held = np.maximum.accumulate(np.where(best > first, order, 0), axis=1)
-  genotypes = np.take_along_axis(done.genotypes, held[..., None], axis=1)
-  number = _numbers(space, genotypes)
+  held = done.held()
+  at = np.maximum(held, 0)[..., None]
+  number = _numbers(space, np.take_along_axis(done.genotypes, at, axis=1))
   optimum = _optimum(benchmark, protocol.searched)["test"]
-  regret = np.where(
-    np.isfinite(best), optimum - measured.test[rows[np.maximum(number, 0)]], np.nan
-  )
+  test = measured.test[rows[np.maximum(number, 0)]]
+  regret = np.where(held >= 0, optimum - test, np.nan)
   spent = np.where(done.counted(), np.cumsum(done.cost, axis=1), np.nan)
   grid = np.geomspace(protocol.budget / _GRID, protocol.budget, _GRID)
   band = comparison.band(comparison.anytime(regret, spent, grid))
-  return {"grid": grid, "mean": band.mean, "low": band.low, "high": band.high}
+  return {"budget": grid, "mean": band.mean, "low": band.low, "high": band.high}
 
 
-def _numbers(space: Enumerable, genotypes: np.ndarray) -> np.ndarray:
+def _numbers(space: Any, genotypes: np.ndarray) -> np.ndarray:
   """The space's numbers `[...]` of genotypes `[..., D]`."""
   flat = genotypes.reshape(-1, space.length)
-  return np.asarray(jax.jit(jax.vmap(space.index))(flat)).reshape(genotypes.shape[:-1])
+  return np.asarray(_index(space)(flat)).reshape(genotypes.shape[:-1])
+
+
+@functools.cache
+def _index(space: Any) -> Callable[..., jax.Array]:
+  """`space.index` of many, compiled once for each shape."""
+  return jax.jit(jax.vmap(space.index))
 
 
 def _keep(run: Run, winners: Mapping[str, Any]) -> None:

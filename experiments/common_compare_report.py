@@ -85,12 +85,12 @@ def _pairs(summary: Mapping[str, Any], protocol: str, dataset: str):
   ]
 
 
-def sentences(summary: Mapping[str, Any], control: str) -> dict[tuple[str, str], str]:
-  """What the tests against the control say, by protocol and data set.
+def sentences(summary: Mapping[str, Any], control: str) -> list[dict[str, str]]:
+  """What the tests against the control say of each protocol and data set.
 
   (Of ten strategies there are 45 pairs: the others stand in the tables of tests.)
   """
-  said = {}
+  said = []
   for protocol in summary["protocols"]:
     for dataset in protocol["judged"]:
       pairs = [
@@ -98,8 +98,12 @@ def sentences(summary: Mapping[str, Any], control: str) -> dict[tuple[str, str],
         for pair in _pairs(summary, protocol["name"], dataset)
         if control in (pair.better, pair.worse)
       ]
+      sentence = f"only {control} ran: there is nothing to compare it with."
       if pairs:
-        said[protocol["name"], dataset] = comparison.sentence(pairs)
+        sentence = comparison.sentence(pairs)
+      said.append(
+        {"protocol": protocol["name"], "dataset": dataset, "sentence": sentence}
+      )
   return said
 
 
@@ -109,11 +113,24 @@ def _p(value: float) -> str:
   return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def write(
-  run: Run, summary: Mapping[str, Any], curves: Mapping[str, Any], control: str
-):
+def _halving(protocol: Mapping[str, Any]) -> list[str]:
+  """A note on who does not search at the protocol's fidelity."""
+  if not protocol["halving"]:
+    return []
+  *lower, last = map(str, protocol["rungs"])
+  rungs = f"{', '.join(lower)} and {last} epochs" if lower else f"{last} epochs alone"
+  return [
+    f"{' and '.join(protocol['halving'])}: rungs of {rungs}, whatever the fidelity of "
+    f"the others is; one in {protocol['eta']} goes on, and only children of the "
+    "highest rung reached can win."
+  ]
+
+
+def write(run: Run, summary: Mapping[str, Any]):
   """`report.html` and `report.md`; the path of the first."""
-  said = sentences(summary, control)
+  said = {
+    (one["protocol"], one["dataset"]): one["sentence"] for one in summary["sentences"]
+  }
   sections = []
   of_table = dict(tables_of(summary))
   for protocol in summary["protocols"]:
@@ -123,8 +140,8 @@ def write(
       "seconds": "seconds of training, by the table",
     }[protocol["unit"]]
     bands = {
-      strategy: (c["grid"], 100 * c["mean"], 100 * c["low"], 100 * c["high"])
-      for strategy, c in curves[name].items()
+      strategy: (c["budget"], *(100 * c[part] for part in ("mean", "low", "high")))
+      for strategy, c in summary["anytime"][name].items()
     }
     figure = plots.anytime_curves(
       bands,
@@ -149,7 +166,7 @@ def write(
         report.Section(
           title,
           of_table.get(title),
-          [said.get((name, dataset), "")],
+          [said[name, dataset], *_halving(protocol)],
           [picture] if i == 0 else [],
         )
       )
@@ -207,6 +224,10 @@ def write(
           ("searching, seconds, compilation included", summary.get("search_seconds")),
           ("compiling, seconds", summary.get("compile_seconds")),
           ("programs compiled or fetched", summary.get("num_compiles")),
+          *(
+            (f"{name}, seconds", value)
+            for name, value in summary["strategy_seconds"].items()
+          ),
         ]
       ),
     ),
@@ -217,7 +238,7 @@ def write(
     report.Section("Run it again", command=summary["command"]),
   ]
   first = summary["protocols"][0]
-  headline = said.get((first["name"], first["judged"][0]), "")
+  headline = said[first["name"], first["judged"][0]]
   return report.write_page(
     run.workdir,
     {

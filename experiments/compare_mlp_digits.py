@@ -15,13 +15,15 @@ from nasjax.core.config import field
 from nasjax.data import benchmarks
 from nasjax.runtime import Run
 
+_EVALUATIONS = 100  # of a search, by default
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(CompareConfig):
   """Configuration of `compare_mlp_digits`."""
 
   budget_evaluations: int | None = field(
-    100, "of a search, in full evaluations; none for seconds"
+    None, f"of a search, in full evaluations; {_EVALUATIONS} where no budget is given"
   )
   epochs: int | None = field(None, "fidelity of the search; none for the full one")
 
@@ -31,7 +33,6 @@ class Config(CompareConfig):
       self,
       strategies=("random_search", "evolution"),
       seeds=4,
-      budget_evaluations=20,
     )
 
 
@@ -39,6 +40,6 @@ def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   common_compare.check(config)
   benchmark = benchmarks.embedded("mlp_digits")
-  limits = common_compare.budget(config)
+  limits = common_compare.budget(config, (_EVALUATIONS, "evaluations"))
   protocol = Protocol("validation", "digits", config.epochs, *limits, ("digits",))
   common_compare.compare(config, run, benchmark, [protocol])

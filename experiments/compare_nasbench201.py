@@ -9,8 +9,10 @@ NATS-Bench's proportions (1 : 2 : 6).
 Command: python run.py --experiment=compare_nasbench201 --config.table=nasbench201.npz
          (python -m nasjax.data.nats_bench FOLDER nasbench201.npz makes the table)
 Result: 2 minutes on two idle CPU cores, compilation included. Random search and
-evolution agree with the published means (within 3 combined standard errors);
-REINFORCE does at a rate of 0.03 (--config.policy_learning_rate), not at the 0.01 that
+evolution agree with the published means within 3 combined standard errors but for
+evolution on ImageNet16-120 (3.05). With 10,000 seeds evolution is within 1.9, random
+search up to 3.7 above: the table's cost of a child lacks its validation. REINFORCE
+agrees at a rate of 0.03 (--config.policy_learning_rate), not at the 0.01 that
 NATS-Bench states, where it learns too slowly.
 """
 
@@ -23,6 +25,7 @@ from nasjax.core.types import InputError
 from nasjax.data import benchmarks
 from nasjax.runtime import Run
 
+_SECONDS, _EPOCHS = 12_000.0, 12  # of the published protocol
 _DATASETS = {"cifar10": 1, "cifar100": 2, "imagenet16": 6}  # budgets, in proportion
 PROTOCOLS = ("published", "direct")
 
@@ -46,9 +49,11 @@ class Config(CompareConfig):
 
   table: str | None = field(None, "the table's npz file, see nasjax.data.benchmarks")
   budget_seconds: float | None = field(
-    12_000.0, "of a search on CIFAR-10; twice it on CIFAR-100, six times on ImageNet"
+    None,
+    "of a search on CIFAR-10; twice it on CIFAR-100, six times on ImageNet; "
+    f"{_SECONDS:g} where no budget is given",
   )
-  epochs: int = field(12, "fidelity of the search")
+  epochs: int = field(_EPOCHS, "fidelity of the search")
   repeats: str = field(
     "paid", "what a child that was tried before costs", ("free", "paid")
   )
@@ -60,7 +65,6 @@ class Config(CompareConfig):
       self,
       strategies=("random_search", "evolution"),
       seeds=4,
-      budget_seconds=2000.0,
     )
 
 
@@ -75,16 +79,19 @@ def run(config: Config, run: Run) -> None:
   if not config.protocols:
     raise InputError(f"--config.protocols: give some of {', '.join(PROTOCOLS)}")
   benchmark = benchmarks.read(config.table)
+  default = _SECONDS, "seconds"
+  limits = common_compare.budget(config, default)
   protocols = []
   if "published" in config.protocols:
-    limits = common_compare.budget(config)
     protocols.append(
       Protocol("published", "cifar10", config.epochs, *limits, tuple(_DATASETS))
     )
   if "direct" in config.protocols:
     for name, times in _DATASETS.items():
-      limits = common_compare.budget(config, times)
-      protocols.append(
-        Protocol(f"direct {name}", name, config.epochs, *limits, (name,))
-      )
-  common_compare.compare(config, run, benchmark, protocols, published=PUBLISHED)
+      own = common_compare.budget(config, default, times)
+      protocols.append(Protocol(f"direct {name}", name, config.epochs, *own, (name,)))
+  # Any other protocol's figures are not to be measured against theirs.
+  as_published = (*limits, config.epochs, config.repeats) == (*default, _EPOCHS, "paid")
+  common_compare.compare(
+    config, run, benchmark, protocols, published=PUBLISHED if as_published else None
+  )

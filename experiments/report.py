@@ -331,7 +331,7 @@ def _group_table(found: dict[str, Any]) -> tables.Table | None:
 
 
 def _pair_table(found: dict[str, Any]) -> tables.Table | None:
-  columns = [("", False), ("better mean", False), ("other", False)]
+  columns = [("", False), ("better", False), ("other", False)]
   columns += [("difference", True), ("p, one-sided", True), ("p, corrected", True)]
   rows = [
     [words, pair["better"], pair["worse"], number(pair["difference"])]

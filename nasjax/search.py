@@ -105,15 +105,26 @@ class Best(NamedTuple):
 def best(rounds: list[Round]) -> Best:
   """The child with the highest score; the first of equals.
 
+  Where an estimator halves (its `info` has `rung`), the highest score of those that
+  reached the highest rung: scores of different rungs are different measures.
+
   Raises:
     InputError: when every child failed.
   """
   genotypes = np.concatenate([r.genotypes for r in rounds])
   scores = np.concatenate([np.asarray(r.evaluation.score) for r in rounds])
-  if not np.isfinite(scores).any():
+  usable = np.isfinite(scores)
+  if not usable.any():
     raise InputError(f"all {len(scores)} children failed; nothing to choose from")
-  winner = int(np.nanargmax(scores))
+  rung = np.concatenate([_rung_of(r.evaluation) for r in rounds])
+  usable &= rung == rung[usable].max()
+  winner = int(np.where(usable, scores, -np.inf).argmax())
   return Best(genotypes[winner], float(scores[winner]), winner + 1)
+
+
+def _rung_of(evaluation: Evaluation) -> Any:
+  """`[P]` the rung that each child reached; 0 of an estimator without rungs."""
+  return evaluation.info.get("rung", np.zeros(len(evaluation.score), np.int32))
 
 
 def evaluations(rounds: list[Round]) -> Evaluation:
@@ -138,15 +149,17 @@ class Trajectories(NamedTuple):
     genotypes: `[S, N, D]` int32; -1 where a search ended before its N-th evaluation.
     score: `[S, N]`; NaN likewise, and for a failed child.
     cost: `[S, N]`; 0 likewise.
+    rung: `[S, N]` int32, the rung that an evaluation reached; 0 without rungs.
     num_evaluations: `[S]` int32, evaluations within the budget: with a budget in cost,
       those that ended before it was used up.
-    ended: `[S]` bool, whether the budget ended the search; else N evaluations did, or
-      nothing new could be found.
+    ended: `[S]` bool, whether the budget ended the search before N evaluations were
+      made; else they did, or nothing new could be found.
   """
 
   genotypes: np.ndarray
   score: np.ndarray
   cost: np.ndarray
+  rung: np.ndarray
   num_evaluations: np.ndarray
   ended: np.ndarray
 
@@ -154,13 +167,29 @@ class Trajectories(NamedTuple):
     """`[S, N]` bool: which evaluations are within the budget."""
     return np.arange(self.score.shape[1]) < self.num_evaluations[:, None]
 
+  def held(self) -> np.ndarray:
+    """`[S, N]` the number of the best evaluation up to each; -1 before the first.
+
+    Of those at the highest rung so far the one with the highest score, the first of
+    equals; failed children do not count.
+    """
+    usable = self.counted() & np.isfinite(self.score)
+    number = np.arange(self.score.shape[1])[None]
+    held = np.full(self.score.shape, -1)
+    for rung in np.unique(self.rung[usable]):
+      score = np.where(usable & (self.rung == rung), self.score, -np.inf)
+      best = np.maximum.accumulate(score, axis=1)
+      before = np.concatenate([np.full((len(best), 1), -np.inf), best[:, :-1]], axis=1)
+      at_rung = np.maximum.accumulate(np.where(best > before, number, -1), axis=1)
+      held = np.where(at_rung >= 0, at_rung, held)
+    return held
+
   def incumbents(self) -> tuple[np.ndarray, np.ndarray]:
     """The best child of each seed: genotypes `[S, D]` and evaluation numbers `[S]`.
 
-    The first of equals; of a search in which every child failed, its first one.
+    See `held`; of a search in which every child failed, its first one.
     """
-    usable = self.counted() & np.isfinite(self.score)
-    best = np.where(usable, self.score, -np.inf).argmax(-1)
+    best = np.maximum(self.held()[:, -1], 0)
     return self.genotypes[np.arange(len(best)), best], best
 
 
@@ -171,6 +200,7 @@ class _Search(NamedTuple):
   genotypes: jax.Array  # [N, D]
   score: jax.Array  # [N]
   cost: jax.Array  # [N]
+  rung: jax.Array  # [N]
   done: jax.Array  # evaluations so far
   spent: jax.Array
   idle: jax.Array  # rounds without a new child, on end
@@ -304,6 +334,7 @@ def _search(
       genotypes=jnp.full((max_evaluations, length), -1, jnp.int32),
       score=jnp.full(max_evaluations, jnp.nan),
       cost=jnp.zeros(max_evaluations),
+      rung=jnp.zeros(max_evaluations, jnp.int32),
       done=jnp.int32(0),
       spent=jnp.float32(0),
       idle=jnp.int32(0),
@@ -331,21 +362,26 @@ def _search(
     )
     score = jnp.where(is_new, evaluation.score, earlier)
     cost = jnp.where(is_new, evaluation.cost, 0.0)
+    rung = _rung_of(evaluation)
     spent = state.spent + jnp.cumsum(cost)
     within = spent <= budget
     # A seed that is done goes on while others do, and nothing of it is kept.
     kept = is_new & within & running(state)
     place = jnp.where(kept, state.done + jnp.cumsum(kept) - 1, max_evaluations)
+    # What is kept comes before what would pass the budget: if it alone fills all N
+    # places it was those, and not the budget, that ended the search.
+    total = state.done + kept.sum()
     strategy_state, _ = strategy.tell(tell_key, strategy_state, asked, score)
     return _Search(
       strategy=strategy_state,
       genotypes=state.genotypes.at[place].set(asked, mode="drop"),
       score=state.score.at[place].set(score, mode="drop"),
       cost=state.cost.at[place].set(cost, mode="drop"),
-      done=jnp.minimum(state.done + kept.sum(), max_evaluations),
+      rung=state.rung.at[place].set(jnp.asarray(rung, jnp.int32), mode="drop"),
+      done=jnp.minimum(total, max_evaluations),
       spent=spent[-1],
       idle=jnp.where(is_new.any(), 0, state.idle + 1),
-      ended=state.ended | (running(state) & ~within[-1]),
+      ended=state.ended | (running(state) & ~within[-1] & (total < max_evaluations)),
     )
 
   state_S, rounds_key_S = jax.vmap(start)(keys_S)
@@ -363,6 +399,7 @@ def _search(
     state_S.genotypes,
     state_S.score,
     state_S.cost,
+    state_S.rung,
     state_S.done,
     state_S.ended,
   )

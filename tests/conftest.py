@@ -21,6 +21,14 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture
+def quick_compile():
+  """Programs that run once or twice: XLA had better not spend long on them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
   """The folder of real data beside the checkout; the test skips where it is absent."""

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 from nasjax import search
-from nasjax.core.types import Evaluation, InputError
+from nasjax.core.types import Evaluation, InputError, Round
 from nasjax.estimators.base import Estimator
 from nasjax.runtime import CompileCounter
+from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.strategies.bananas import bananas
 from nasjax.strategies.base import Strategy
+from nasjax.strategies.bayesian import bayesian
 from nasjax.strategies.evolution import evolution
 from nasjax.strategies.local_search import local_search
 from nasjax.strategies.random_search import random_search
+from nasjax.strategies.reinforce import reinforce
 
 SPACE = MLPChain(widths=(8, 16), activations=("relu",), max_layers=3)  # 2 + 2 * 3 = 8
 
@@ -103,31 +107,64 @@ def test_a_search_that_found_nothing_says_so():
 TABLE = jax.random.uniform(jax.random.key(7), (8,))
 
 
-def looked_up():
-  """A jittable estimator: a score for each of the eight chains, one of them failed."""
+def looked_up(space=SPACE):
+  """A jittable estimator: scores of eight architectures, one of them failed."""
 
   def estimate(key, state, genotypes, fidelity=None):
     del key, fidelity
-    number = jax.vmap(SPACE.index)(jnp.asarray(genotypes))
+    number = jax.vmap(space.index)(jnp.asarray(genotypes))
     score = jnp.where(number == 5, jnp.nan, state[number])
     return state, Evaluation(score, 1.0 + number, score[:, None], {})
 
   return Estimator(lambda key: TABLE, estimate)
 
 
-MADE = {
-  "random_search": lambda: random_search(SPACE, population=3, max_evaluations=8),
-  "evolution": lambda: evolution(SPACE, population=3, sample=2),
-  "local_search": lambda: local_search(SPACE, children=2),
+BITS = Categorical((2, 2, 2))  # the space of strategies that compile long
+MADE = {  # by name: the space, and what makes the strategy
+  "random_search": (SPACE, lambda s: random_search(s, population=3, max_evaluations=8)),
+  "evolution": (SPACE, lambda s: evolution(s, population=3, sample=2)),
+  "local_search": (SPACE, lambda s: local_search(s, children=2)),
+  "reinforce_lstm": (
+    BITS,
+    lambda s: reinforce(
+      s, population=2, max_evaluations=8, hidden=4, updates=2, predictor=0.0
+    ),
+  ),
+  "reinforce_independent": (
+    BITS,
+    lambda s: reinforce(
+      s,
+      policy="independent",
+      population=1,
+      max_evaluations=8,
+      updates=1,
+      corrected=True,
+      utility="score",
+      predictor=0.0,
+      distinct=False,
+    ),
+  ),
+  "bayesian": (
+    BITS,
+    lambda s: bayesian(s, max_evaluations=8, initial=2, num_mutants=6, num_draws=2),
+  ),
+  "bananas": (
+    BITS,
+    lambda s: bananas(
+      s, population=2, max_evaluations=8, initial=2, num_mutants=6, hidden=4, steps=3
+    ),
+  ),
 }
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_compiled_searches_do_what_the_loop_does(name):
-  strategy, seeds = MADE[name](), jax.random.split(jax.random.key(1), 3)
-  done = search.run_compiled(strategy, looked_up(), seeds, max_evaluations=6)
+def test_compiled_searches_do_what_the_loop_does(name, quick_compile):
+  space, make = MADE[name]
+  strategy, estimator = make(space), looked_up(space)
+  seeds = jax.random.split(jax.random.key(1), 3)
+  done = search.run_compiled(strategy, estimator, seeds, max_evaluations=6)
   for i, key in enumerate(seeds):
-    rounds = search.run(strategy, looked_up(), jax.random.clone(key), num_rounds=60)
+    rounds = search.run(strategy, estimator, jax.random.clone(key), num_rounds=60)
     genotypes, scores = [], []
     for each in rounds:
       genotypes += list(each.genotypes)
@@ -164,6 +201,49 @@ def test_a_budget_of_cost_ends_a_search_before_what_would_pass_it():
     scores = done.score[i, : done.num_evaluations[i]]
     assert at[i] == np.nanargmax(scores)
     np.testing.assert_array_equal(best[i], done.genotypes[i, at[i]])
+
+
+def test_what_fills_all_places_is_not_ended_by_the_budget():
+  # Costs of 1, 2, 3 and 8 within 7: three fit, the fourth child would pass it.
+  four = jnp.stack([SPACE.at(number) for number in (0, 1, 2, 7)])
+  strategy = Strategy(
+    lambda key: 0, lambda key, state: (four, state), lambda key, s, g, v: (s, {})
+  )
+  for size, ended in ((2, False), (3, False), (4, True)):
+    seed = jax.random.split(jax.random.key(0), 1)
+    done = search.run_compiled(
+      strategy, looked_up(), seed, max_evaluations=size, budget=7.0
+    )
+    assert done.num_evaluations.tolist() == [min(size, 3)]
+    assert done.ended.tolist() == [ended]
+    np.testing.assert_array_equal(done.genotypes[0, : min(size, 3)], four[:size][:3])
+
+
+def test_the_winner_is_of_the_highest_rung():
+  # Of seed 0 the 0.9 and 0.95 were stopped, and 0.7 went to the end twice; seed 1 has
+  # one rung; all of seed 2 failed; the last of seed 3 is beyond its budget.
+  score = np.array(
+    [
+      [np.nan, 0.9, 0.6, 0.7, 0.95, 0.7],
+      [0.3, 0.2, 0.5, 0.5, np.nan, 0.4],
+      [np.nan] * 6,
+      [0.1, 0.2, 0.3, 0.1, 0.2, 0.9],
+    ]
+  )
+  rung = np.array([[0, 0, 1, 1, 0, 1], [0] * 6, [1] * 6, [0, 0, 0, 1, 1, 1]])
+  genotypes = np.arange(24).reshape(4, 6, 1)
+  count, ended = np.array([6, 6, 6, 5]), np.array([True] * 4)
+  done = search.Trajectories(genotypes, score, np.ones((4, 6)), rung, count, ended)
+  held = [[-1, 1, 2, 3, 3, 3], [0, 0, 2, 2, 2, 2], [-1] * 6, [0, 1, 2, 3, 4, 4]]
+  np.testing.assert_array_equal(done.held(), held)
+  best, at = done.incumbents()
+  assert at.tolist() == [3, 2, 0, 4] and best[:, 0].tolist() == [3, 8, 12, 22]
+  # The loop's answer is the same.
+  for i in (0, 1):
+    info = {"rung": rung[i]}
+    evaluation = Evaluation(score[i], score[i], score[i][:, None], info)
+    found = search.best([Round(0, genotypes[i], evaluation, {}, 0)])
+    assert found.evaluations == at[i] + 1 and found.score == score[i, at[i]]
 
 
 def test_paid_repeats_count_and_free_ones_do_not():

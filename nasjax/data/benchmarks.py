@@ -7,6 +7,7 @@ can be numbered (`spaces.base.Enumerable`). N rows, in any order, each genotype 
   space                   ()      JSON text of the space; without it, NAS-Bench-201's
   genotypes, or ops       [N, D]  integers: the decisions of each row
   op_names                [K]     what each value of a decision is called (checked)
+  edges                   [D, 2]  of cells: source and target of each decision (checked)
   epochs                  ()      epochs of the full fidelity (an integer; 200 without)
   one_training            ()      1 where the lower fidelities are epochs of the full
                                   training, 0 (or no key) where each is its own
@@ -20,7 +21,8 @@ can be numbered (`spaces.base.Enumerable`). N rows, in any order, each genotype 
   <data>_params_m, <data>_flops_m, latency_ms_<device>  [N]  other figures
 
 Accuracies are percent in the file and fractions of one in memory. NaN is an error
-where it is not said to be allowed.
+where it is not said to be allowed. Other keys are not read, nor is one that begins with
+nb201v11_: figures of NAS-Bench-201's older release, which some tables have beside.
 """
 
 import dataclasses
@@ -79,6 +81,7 @@ class Benchmark:
     name: of the file, for messages.
     space: plain JSON values: `kind`, and the fields of the space.
     op_names: of the decisions' values, when the file names them.
+    edges: (source, target) of each decision of a cell, when the file has them.
     genotypes: `[N, D]` int32, in the order of the file.
     measured: by data set.
     latency: milliseconds `[N]` by device, as the file has them (some of NAS-Bench-201's
@@ -92,6 +95,7 @@ class Benchmark:
   measured: Mapping[str, Measured]
   latency: Mapping[str, np.ndarray]
   one_training: bool = False
+  edges: tuple[tuple[int, int], ...] = ()
 
   def on(self, dataset: str) -> Measured:
     """The figures of one data set.
@@ -141,6 +145,7 @@ def _benchmark(name: str, arrays: dict[str, np.ndarray]) -> Benchmark:
     space=space,
     op_names=tuple(map(str, table.arrays.get("op_names", np.array([])).ravel())),
     one_training=bool(table.arrays.get("one_training", np.array(False)).any()),
+    edges=table.edges(),
     genotypes=genotypes,
     measured={dataset: table.measured(dataset) for dataset in table.datasets()},
     latency={
@@ -236,8 +241,23 @@ class _Table(NamedTuple):
       )
     return small
 
+  def edges(self) -> tuple[tuple[int, int], ...]:
+    """(source, target) of each decision; none where the file has no edges."""
+    if "edges" not in self.arrays:
+      return ()
+    values, length = self.arrays["edges"], self.genotypes().shape[1]
+    if values.shape != (length, 2) or values.dtype.kind not in "iu":
+      raise InputError(
+        f"{self.name}: edges must be integers [{length}, 2], one pair a decision; got "
+        f"{values.dtype} {list(values.shape)}"
+      )
+    return tuple((source, target) for source, target in values.tolist())
+
   def datasets(self) -> list[str]:
-    """Data sets: what has a validation column and a test column of its own."""
+    """The names of what has a column `<data>_valid`, in the order of the file.
+
+    Fidelities and fewer rows are no data sets of their own, nor is nb201v11_<data>.
+    """
     names = [
       key.removesuffix("_valid")
       for key in self.arrays

@@ -42,11 +42,12 @@ def successive_halving(
 
   Returns:
     An `Estimator`. A child's score is the one at the highest rung that it reached, as
-    it is: scores of different rungs stand side by side, and nothing keeps a child that
-    went on above one that was stopped. Its curve is that of its rung, NaN beyond.
-    `info` has `rung [P]`, the index of that rung, and nothing of the wrapped one's. A
-    child whose score is not finite does not go on. Equals are told apart by a draw that
-    depends on the genotype alone, so that a permuted population has permuted results.
+    it is: scores of different rungs stand side by side, and a child that was stopped
+    may have the higher one. (`search.best` looks at the highest rung alone.) Its curve
+    is that of its rung, NaN beyond. `info` has `rung [P]`, the index of that rung, and
+    nothing of the wrapped one's. A child whose score is not finite does not go on.
+    Equals are told apart by a draw that depends on the genotype alone, so that a
+    permuted population has permuted results.
 
   Raises:
     InputError: the rungs do not rise or eta is below 2; from `estimate`, for a fidelity

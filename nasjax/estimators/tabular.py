@@ -17,7 +17,7 @@ from nasjax.estimators.base import Estimator
 from nasjax.spaces.base import Enumerable
 from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
-from nasjax.spaces.nasbench201 import PRIMITIVES, NASBench201
+from nasjax.spaces.nasbench201 import EDGES, PRIMITIVES, NASBench201
 
 _SPACES: dict[str, Any] = {
   "categorical": Categorical,
@@ -31,7 +31,7 @@ def space_of(benchmark: Benchmark) -> Enumerable:
 
   Raises:
     InputError: its kind is unknown, its fields do not fit, or the table names other
-      operations than the space has.
+      operations or edges than the space has.
   """
   fields = dict(benchmark.space)
   kind = fields.pop("kind")
@@ -49,6 +49,13 @@ def space_of(benchmark: Benchmark) -> Enumerable:
       f"{benchmark.name}: op_names must be {', '.join(PRIMITIVES)}; got "
       f"{', '.join(benchmark.op_names)}"
     )
+  if kind == "nasbench201" and benchmark.edges:
+    for number, (given, known) in enumerate(zip(benchmark.edges, EDGES)):
+      if given != known:
+        raise InputError(
+          f"{benchmark.name}: edge {number} must be {known[0]} to {known[1]}, got "
+          f"{given[0]} to {given[1]}: its cells are written in another order"
+        )
   return space
 
 

@@ -14,8 +14,8 @@ products and no factorization, which vmaps over searches.
   (5)  with v = L^-1 k_new and d^2 = 1 + noise - |v|^2,
        the new row is [-v^T L^-1 / d, 1 / d]
 
-Length l and noise are those of a small grid with the highest evidence (5 is done for
-each of them); the scores are standardised by those seen.
+Length l is the one of three with the highest evidence (5 is done for each of them); the
+noise is fixed; the scores are standardised by those seen.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the kernel: lengths in units of the typical distance, and noise variances of the
-# standardised scores.
+# What is tried: lengths of the kernel, in units of the typical distance, each with each
+# variance of the noise of standardised scores, of which there is one.
 LENGTHS = (0.3, 0.6, 1.2)
 NOISES = (1e-2,)
 

@@ -43,9 +43,9 @@ class Pair(NamedTuple):
   """Two strategies and whether the seeds tell them apart, see `pairwise`.
 
   Attributes:
-    better: the one with the better mean.
+    better: the one whose values rank higher, which is what is tested.
     worse: the other.
-    difference: of the means, zero or positive.
+    difference: of the means; negative where a few values outweigh the ranks.
     p: of the one-sided test that `better` is no better.
     p_holm: what to compare with a significance level: corrected for the choice of the
       side and for the number of pairs.
@@ -133,7 +133,7 @@ def pairwise(
   *,
   paired: bool = False,
 ) -> list[Pair]:
-  """Tests every pair of strategies, the one with the better mean against the other.
+  """Tests every pair of strategies, the one that ranks higher against the other.
 
   Unpaired, the Mann-Whitney U test: the null hypothesis is that both strategies draw
   from one distribution, the alternative that the better one's values tend to be the
@@ -141,9 +141,9 @@ def pairwise(
   first children), Wilcoxon's signed-rank test of the differences by seed: the null
   hypothesis is that they lie symmetrically about zero. Both are exact for few seeds.
 
-  `p` is one-sided. Which side is tested is read off the same means, so `p` alone is
-  half of what it would have to be: `p_holm` is Holm's adjustment, over all pairs, of
-  2 p, that is of the two-sided test.
+  `p` is one-sided. Which side is tested is read off the same ranks (means decide where
+  these are even), so `p` alone is half of what it would have to be: `p_holm` is Holm's
+  adjustment, over all pairs, of min(2 p, 1), that is of the two-sided test.
 
   Args:
     values: `[S]` of each strategy, by name. What is not finite (a failed seed) is left
@@ -184,10 +184,24 @@ def _compare(
   a, b = a[np.isfinite(a)], b[np.isfinite(b)]
   if min(len(a), len(b)) < 2:
     raise InputError(f"{first} and {second} need two finite seeds each to be compared")
-  if b.mean() > a.mean():
+  lead = _paired_lead(a - b) if paired else _lead(a, b)
+  if lead < 0 or (lead == 0 and b.mean() > a.mean()):
     first, second, a, b = second, first, b, a
   p = _signed_rank(a - b) if paired else _mann_whitney(a, b)
   return Pair(first, second, float(a.mean() - b.mean()), p, math.nan)
+
+
+def _lead(a: np.ndarray, b: np.ndarray) -> float:
+  """Mann-Whitney's U of `a` less that of `b`: above zero where `a` ranks higher."""
+  ranks = scipy.stats.rankdata(np.concatenate([a, b]))[: len(a)]
+  u = ranks.sum() - len(a) * (len(a) + 1) / 2
+  return float(2 * u - len(a) * len(b))
+
+
+def _paired_lead(differences: np.ndarray) -> float:
+  """Wilcoxon's sum of the positive ranks less that of the negative ones."""
+  moved = differences[differences != 0]
+  return float((np.sign(moved) * scipy.stats.rankdata(np.abs(moved))).sum())
 
 
 def _signed_rank(differences: np.ndarray) -> float:
@@ -305,6 +319,10 @@ def sentence(
       p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
       after = "" if told else " after Holm's correction"
       difference = f"difference {pair.difference * scale:.3g} {unit}"
+      if pair.difference < 0:
+        difference = (
+          f"by ranks; its mean is {-pair.difference * scale:.3g} {unit} worse"
+        )
       told.setdefault(pair.better, []).append(
         f"{pair.worse} ({difference}, {p}{after})"
       )

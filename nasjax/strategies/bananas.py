@@ -9,9 +9,13 @@ for neural architecture search", AAAI 2021. Per round:
        of the others' (independent Thompson sampling)
   (4)  ask the P candidates with the highest samples
 
-Nothing is asked twice; where too few candidates are new, the rest are new draws from
-the prior. A failed child (non-finite score) is remembered, so as not to be asked again,
-and not learned from.
+Nothing that is remembered is asked again; where too few candidates are new, the rest
+are new draws from the prior. A failed child (non-finite score) is remembered, so as not
+to be asked again, and not learned from.
+
+Differences from the paper: features are one-hot by default (its path encoding is
+`encoding="paths"`); the ensemble has three networks instead of five, and those of
+`predictors.regressors`; every other candidate is mutated twice.
 """
 
 from typing import Literal, NamedTuple

@@ -9,7 +9,8 @@ acquisition is maximised by mutation too. Per round:
   (3)  of several at once, each is supposed to score its mean before the next is chosen
        (Ginsbourger et al. 2010, the "kriging believer")
 
-Nothing is asked twice; where no candidate is new, a new draw from the prior is asked.
+Nothing that is remembered is asked again; where no candidate is new, a new draw from
+the prior is asked.
 A failed child (non-finite score) is remembered, so as not to be asked again, and left
 out of the process.
 """
@@ -60,8 +61,8 @@ def bayesian(
   Args:
     space: the space.
     population: P, children of a round.
-    max_evaluations: N, children that are remembered and modelled; later ones are not
-      learned from.
+    max_evaluations: N. The process learns from the first N children that did not fail;
+      the last N of all are remembered, so as not to be asked again.
     initial: children drawn from the prior before the process is asked.
     encoding: features of an architecture, see `predictors.encodings`.
     num_parents: best children so far that candidates are mutations of.

@@ -9,6 +9,10 @@ the space's prior; the best child of the whole history is the answer. Neighbors 
 a random order. A failed child (non-finite score) is never better than another. Children
 that were tried before are asked again (two centers share neighbors); the search loop
 gives them the score that is on record, at no cost.
+
+Differences from the paper: the default is `first`, where its algorithm 1 looks at every
+neighbor (`steepest`): at the budgets of the comparisons here it is the better one. The
+search goes on after a local optimum, and `children` may be asked at once.
 """
 
 from typing import Literal, NamedTuple

@@ -6,6 +6,7 @@ strategy here is compared with it at equal budget.
 
 import jax
 
+from nasjax.core.types import InputError
 from nasjax.spaces import base
 from nasjax.spaces.base import Space
 from nasjax.strategies.base import (
@@ -34,7 +35,15 @@ def random_search(
 
   Returns:
     A `Strategy` whose state is a `History`. Failed children are remembered like any.
+
+  Raises:
+    InputError: a number that is not positive.
   """
+  if population < 1 or max_evaluations < 1:
+    raise InputError(
+      "random_search: population and max_evaluations must be positive, got "
+      f"{population} and {max_evaluations}"
+    )
 
   def init(key: jax.Array) -> History:
     del key

@@ -9,7 +9,8 @@ Per round of P children with rewards r_i, advantages A_i = r_i - b and decisions
   (1)  L = -1/P sum_i A_i sum_t gamma^(T_i - t) log pi(a_it | a_i,<t) - beta H
   (2)  b <- m b + (1 - m) mean_i r_i            (b starts at the first round's mean)
   (2') b <- b + (1 - m) / (1 - m^t) (mean_i r_i - b)           in round t, before (1):
-       the average without a bias to its start, the round's own reward included
+       the average without a bias to its start, the round's own reward included; rounds
+       in which every child failed do not count
   (3)  r_i = utility_i + c |prediction_i - score_i|          (adversarial part)
   (4)  L_predictor = mean over all measured children of (prediction - score)^2
 
@@ -89,6 +90,7 @@ class ReinforceState(NamedTuple):
     params: of the controller.
     optimizer: Adam's state.
     baseline: scalar b of equation (2).
+    num_rounds: scalar int32, rounds so far in which a child was measured.
     history: every child so far.
   """
 
@@ -96,6 +98,7 @@ class ReinforceState(NamedTuple):
   params: Any
   optimizer: Any
   baseline: jax.Array
+  num_rounds: jax.Array
   history: History
 
 
@@ -199,13 +202,22 @@ def reinforce(
     anything was learned from this round.
 
   Raises:
-    InputError: when the adversarial part is asked for without a predictor, or for an
-      unknown policy.
+    InputError: when the adversarial part is asked for without a predictor, for an
+      unknown policy or utility, or a number that is not positive.
   """
   if adversarial and not predictor:
     raise InputError("strategy.adversarial needs the accuracy predictor: predictor > 0")
-  if policy not in ("lstm", "independent"):
-    raise InputError(f"unknown policy {policy!r}; there are lstm, independent")
+  for what, given, known in (
+    ("policy", policy, ("lstm", "independent")),
+    ("utility", utility, ("score", "rank")),
+  ):
+    if given not in known:
+      raise InputError(f"unknown {what} {given!r}; there are {', '.join(known)}")
+  if min(population, max_evaluations, hidden, updates) < 1:
+    raise InputError(
+      "reinforce: population, max_evaluations, hidden and updates must be positive, "
+      f"got {population}, {max_evaluations}, {hidden} and {updates}"
+    )
   if policy == "lstm":
     controller = lstm_controller(space, hidden=hidden)
   else:
@@ -233,6 +245,7 @@ def reinforce(
       params=params,
       optimizer=hyper.optimizer().init(params),
       baseline=jnp.float32(jnp.nan),
+      num_rounds=jnp.int32(0),
       history=empty_history(max_evaluations, space.length),
     )
 
@@ -264,6 +277,7 @@ def reinforce(
     if predictor:
       info["predicted"] = predict_all(state.params, genotypes)
       reward = reward + hyper.adversarial * jnp.abs(info["predicted"] - known)  # (3)
+    num_rounds = state.num_rounds + measured.any()
     count = jnp.maximum(measured.sum(), 1)
     mean = jnp.where(measured, reward, 0.0).sum() / count
     if fixed_baseline is None:
@@ -271,7 +285,7 @@ def reinforce(
       decay = hyper.baseline_decay
       step = 1.0 - decay
       if corrected:
-        step = step / (1.0 - decay ** (history.num_added / population))  # (2')
+        step = step / (1.0 - decay ** jnp.maximum(num_rounds, 1))  # (2')
       moved = baseline + step * (mean - baseline)  # (2)
       next_baseline = jnp.where(measured.any(), moved, state.baseline)
       baseline = next_baseline if corrected else baseline
@@ -308,6 +322,7 @@ def reinforce(
       "predictor_loss": fit,
       "learning_rate": hyper.rate(history.num_added // population * updates),
     }
-    return ReinforceState(hyper, params, opt_state, next_baseline, history), info
+    after = ReinforceState(hyper, params, opt_state, next_baseline, num_rounds, history)
+    return after, info
 
   return Strategy(init, ask, tell)

@@ -93,10 +93,12 @@ def test_without_a_space_it_is_nasbench201s_with_ops(tmp_path):
     tmp_path / "n.npz",
     ops=ops,
     op_names=["a", "b"],
+    edges=np.array([[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3]], np.int8),
     **{f"c_{k}": np.ones(2) for k in ("valid", "test", "train_seconds")},
   )
   table = benchmarks.read(tmp_path / "n.npz")
   assert table.space == {"kind": "nasbench201"} and table.op_names == ("a", "b")
+  assert table.edges == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
   assert table.on("c").epochs.tolist() == [200]
   np.testing.assert_array_equal(table.genotypes, ops)
 
@@ -146,6 +148,8 @@ def test_without_a_space_it_is_nasbench201s_with_ops(tmp_path):
     ({"epochs": np.array("ten")}, ("epochs must be one positive integer", "ten")),
     ({"epochs": np.array([10, 20])}, ("epochs must be one positive integer", "20")),
     ({"epochs": np.array(0)}, ("epochs must be one positive integer", "0")),
+    ({"edges": np.zeros((2, 3), int)}, ("edges must be integers [2, 2]", "[2, 3]")),
+    ({"edges": np.zeros((2, 2))}, ("edges must be integers [2, 2]", "float64")),
     ({"space": np.array("{kind")}, ("space must be a JSON object with a kind",)),
     ({"space": np.array("[1]")}, ("space must be a JSON object with a kind",)),
     ({"space": np.array('{"length": 2}')}, ("space must be a JSON object",)),

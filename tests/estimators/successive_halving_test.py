@@ -199,6 +199,12 @@ def test_a_compiled_search_over_a_table(wrap, tmp_path):
   np.testing.assert_array_equal(full.genotypes, halved.genotypes)
   assert set(np.unique(halved.cost)) == {1.0, 3.0, 9.0} and (full.cost == 9).all()
   to_the_end = halved.cost == 9
+  np.testing.assert_array_equal(halved.rung == 2, to_the_end)
+  assert (full.rung == 0).all()
+  best, at = halved.incumbents()
+  for i in range(3):  # of those that went to the end the best
+    assert halved.score[i, at[i]] == halved.score[i, to_the_end[i]].max()
+    np.testing.assert_array_equal(best[i], halved.genotypes[i, at[i]])
   np.testing.assert_array_equal(full.score[to_the_end], halved.score[to_the_end])
   assert (halved.score[halved.cost == 1] <= 0.5).all()
   with pytest.raises(InputError, match="no scores after 2 epochs; it has 1, 3, 9"):

@@ -10,7 +10,7 @@ from nasjax.data.benchmarks import Benchmark, Measured
 from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
-from nasjax.spaces.nasbench201 import PRIMITIVES, NASBench201
+from nasjax.spaces.nasbench201 import EDGES, PRIMITIVES, NASBench201
 
 SPACE = Categorical((2, 3))
 # In an order that is not the space's: a look-up by number alone would be wrong.
@@ -23,7 +23,7 @@ def figure(genotype, epochs):
   return (10 * genotype[0] + genotype[-1]) / 100 + epochs / 1000
 
 
-def table(genotypes=GENOTYPES, space=None, op_names=()):
+def table(genotypes=GENOTYPES, space=None, op_names=(), edges=()):
   valid = np.array([[figure(g, k) for g in genotypes] for k in EPOCHS], np.float32)
   iris = Measured(
     epochs=np.array(EPOCHS),
@@ -41,6 +41,7 @@ def table(genotypes=GENOTYPES, space=None, op_names=()):
     genotypes=np.asarray(genotypes, np.int32),
     measured={"iris": iris, "wine": iris},
     latency={},
+    edges=edges,
   )
 
 
@@ -154,3 +155,13 @@ def test_a_space_that_does_not_fit_is_refused(space, op_names, named):
     space_of(table(space=space, op_names=op_names))
   for part in ("made.npz", *named):
     assert part in str(caught.value)
+
+
+def test_cells_with_other_edges_are_refused():
+  cells = {"kind": "nasbench201"}
+  assert space_of(table(space=cells, edges=EDGES)) == NASBench201()
+  # By source instead of by target: edges 2 and 3 change places.
+  other = tuple(sorted(EDGES))
+  with pytest.raises(InputError, match="made.npz: edge 2 must be 1 to 2, got 0 to 3"):
+    space_of(table(space=cells, edges=other))
+  assert space_of(table(edges=((0, 1), (1, 2)))) == SPACE  # which has no edges

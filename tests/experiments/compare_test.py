@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import run as cli
-from experiments import build_mlp_table, common_compare
+from experiments import build_mlp_table
 from nasjax.data import benchmarks
 
 
@@ -30,7 +30,7 @@ def run(*arguments):
   return cli.main([*arguments, "--compilation_cache=off"])
 
 
-def test_compare_nasbench201_end_to_end(table, tmp_path, capsys):
+def test_compare_nasbench201_end_to_end(table, tmp_path, capsys, quick_compile):
   out = tmp_path / "out"
   status = run(
     "--experiment=compare_nasbench201",
@@ -72,7 +72,8 @@ def test_compare_nasbench201_end_to_end(table, tmp_path, capsys):
     if (row["protocol"], row["strategy"]) == ("published", "evolution")
   )
   assert published["test"]["mean"] == pytest.approx(float(best.mean()))
-  assert published["published"]["test"] == 93.92
+  # Within 4,000 seconds theirs are another experiment's.
+  assert "published" not in published
   page = (out / "report.html").read_text()
   assert "local_search" in page and "<svg" in page
 
@@ -91,9 +92,10 @@ def test_real_searches_stay_within_their_budget(shared_data, tmp_path):
   )
   assert status == 0
   rows = json.loads((out / "summary.json").read_text())["results"]
+  assert sum("published" in row for row in rows) == 2 * 3
   for row in rows:
     assert row["spent"] <= 12000
-    if row["published"]:
+    if "published" in row:
       # Six combined standard errors: 64 seeds here, and the chance of so many rows.
       assert abs(row["published"]["test_errors"]) < 6
   test = {
@@ -116,6 +118,22 @@ def test_real_searches_stay_within_their_budget(shared_data, tmp_path):
       "--config.budget_evaluations must be positive",
     ),
     (
+      [
+        "--experiment=compare_mlp_digits",
+        "--config.budget_evaluations=20",
+        "--config.budget_seconds=5",
+      ],
+      "give --config.budget_evaluations or --config.budget_seconds, not both",
+    ),
+    (
+      ["--experiment=compare_mlp_digits", "--config.budget_seconds=0.001"],
+      "a budget of 0.001 seconds is too small",
+    ),
+    (
+      ["--experiment=compare_mlp_digits", "--config.budget_evaluations=2000000"],
+      "a budget of 2e+06 evaluations is too large",
+    ),
+    (
       ["--experiment=compare_mlp_digits", "--config.strategies=anealing"],
       "anealing",
     ),
@@ -134,7 +152,8 @@ def test_a_budget_for_nothing_is_refused(table, tmp_path, capsys):
   arguments = ["--experiment=compare_nasbench201", "--smoke", f"--workdir={out}"]
   assert run(*arguments, *flags) == 2
   error = capsys.readouterr().err
-  assert "a budget of 61 seconds is too small" in error and error.count("\n") == 1
+  assert "a budget of 61 seconds is too small: one child on cifar10" in error
+  assert error.count("\n") == 1 and not out.exists()
 
 
 def test_the_table_is_built_and_a_stopped_build_goes_on(tmp_path, capsys):
@@ -172,9 +191,3 @@ def test_accuracy_by_numpy_is_that_of_the_curve():
     assert build_mlp_table.accuracy(child, dataset.valid) == pytest.approx(
       child.curve[-1], abs=1e-6
     )
-
-
-def test_every_strategy_is_offered():
-  assert set(common_compare.CompareConfig().strategies) == set(
-    common_compare.STRATEGIES
-  )

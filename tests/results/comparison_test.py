@@ -113,6 +113,36 @@ def test_lower_may_be_better():
   assert higher.p == lower.p
 
 
+def test_the_side_is_the_ranks_and_not_the_means():
+  # One value of a outweighs all of b, which beats a in 20 of 25 comparisons.
+  a, b = [0.1, 0.2, 0.3, 0.4, 100.0], [1.0, 2.0, 3.0, 4.0, 5.0]
+  (pair,) = comparison.pairwise({"a": a, "b": b})
+  assert pair[:2] == ("b", "a")
+  assert pair.difference == pytest.approx(3.0 - 20.2)
+  exact = [
+    scipy.stats.mannwhitneyu(b, a, alternative=side, method="exact").pvalue
+    for side in ("greater", "two-sided")
+  ]
+  np.testing.assert_allclose([pair.p, pair.p_holm], exact, atol=1e-12)
+  (less,) = comparison.pairwise({"a": a, "b": b}, "less")
+  assert less[:2] == ("a", "b") and less.p == pair.p
+  assert comparison.sentence([pair._replace(p_holm=0.01)]) == (
+    "b is better than a (by ranks; its mean is 1.72e+03 points worse, p = 0.01 after "
+    "Holm's correction)."
+  )
+  # Paired: four small gains against one large loss.
+  values = {"base": [0.0] * 5, "changed": [0.1, 0.2, 0.3, 0.4, -9.0]}
+  (pair,) = comparison.pairwise(values, paired=True)
+  assert pair[:2] == ("changed", "base") and pair.difference < 0
+  test = scipy.stats.wilcoxon(values["changed"], alternative="greater")
+  assert pair.p == pytest.approx(test.pvalue)
+
+
+def test_even_ranks_are_no_difference_whatever_the_means():
+  (pair,) = comparison.pairwise({"a": [0.1, 0.25, 0.5], "b": [0.2, 0.3, 9.0, 0.0]})
+  assert pair.better == "b" and pair.p_holm == 1.0
+
+
 def test_paired_by_seed_is_the_signed_rank_test():
   # Always better by a little, on seeds that differ much: 1 of 2^5 patterns of signs.
   base = np.array([0.1, 0.3, 0.5, 0.7, 0.9, 0.2])

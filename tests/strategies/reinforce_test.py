@@ -134,6 +134,59 @@ def test_the_baseline_moves_as_equation_2_says():
   assert float(fixed["baseline"]) == 0.5
 
 
+def test_the_corrected_baseline_is_equation_2_prime():
+  strategy = compiled(
+    policy="independent", utility="score", corrected=True, predictor=0.0
+  )
+  state = strategy.init(jax.random.key(0))
+  genotypes, state = strategy.ask(jax.random.key(1), state)
+  expected, t = 0.0, 0
+  for mean in (0.4, None, 0.8, None, None, 0.1):  # None: all children failed
+    scores = jnp.full(4, jnp.nan) if mean is None else mean + jnp.array([0.1, -0.1] * 2)
+    state, info = strategy.tell(jax.random.key(2), state, genotypes, scores)
+    if mean is not None:
+      t += 1
+      # An average with weights 0.9^(t - s), which sum up to 1.
+      expected += 0.1 / (1 - 0.9**t) * (mean - expected)
+      assert float(info["baseline"]) == pytest.approx(expected, rel=1e-5)
+    assert float(state.baseline) == pytest.approx(expected, rel=1e-5)
+  weights = 0.9 ** np.array([2, 1, 0])
+  by_hand = np.dot(weights, [0.4, 0.8, 0.1]) / weights.sum()
+  assert float(state.baseline) == pytest.approx(by_hand, rel=1e-5)
+  assert int(state.num_rounds) == 3
+
+
+def test_without_distinct_the_policys_draws_are_asked_as_they_come():
+  options = dict(policy="independent", predictor=0.0)
+  strategy = compiled(**options, population=16, distinct=False)
+  state = strategy.init(jax.random.key(0))
+  # A policy that is sure of every decision.
+  only = SMALL.parse("16 relu - 8 relu")
+  sure = state.params["logits"].at[jnp.arange(SMALL.length), only].add(50.0)
+  state = state._replace(params={**state.params, "logits": sure})
+  genotypes, _ = strategy.ask(jax.random.key(1), state)
+  np.testing.assert_array_equal(genotypes, np.tile(only, (16, 1)))
+  other = compiled(**options, population=16)
+  genotypes, _ = other.ask(jax.random.key(1), state)
+  assert len({g.tobytes() for g in np.asarray(genotypes)}) == 16
+
+
+@pytest.mark.parametrize(
+  ("options", "what"),
+  [
+    ({"utility": "ranks"}, "unknown utility 'ranks'; there are score, rank"),
+    ({"policy": "gru"}, "unknown policy 'gru'; there are lstm, independent"),
+    ({"population": 0}, "must be positive, got 0, "),
+    ({"max_evaluations": 0}, "must be positive"),
+    ({"hidden": 0}, "must be positive"),
+    ({"updates": 0}, "must be positive"),
+  ],
+)
+def test_what_cannot_be_is_refused(options, what):
+  with pytest.raises(InputError, match=what):
+    reinforce(SMALL, **options)
+
+
 def test_a_failed_child_enters_nothing_but_the_history():
   _, with_failure, info = one_tell([0.2, jnp.nan, 0.4, 0.3])
   assert float(info["baseline"]) == pytest.approx(0.3)
