@@ -193,7 +193,8 @@ def write(run: Run, summary: Mapping[str, Any]):
           tables.table(columns, rows),
           [
             "Mann-Whitney's test of test accuracies, one-sided; Holm's correction is "
-            "for both sides and all pairs."
+            "for both sides and all pairs. Better is who ranks higher; the "
+            "difference is that of the means."
           ],
           folded=True,
         )

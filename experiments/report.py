@@ -265,8 +265,9 @@ _CURVE_NOTE = (
 _PAIR_NOTE = (
   "Between searches the one-sided Mann-Whitney U test; a search against its own random "
   "search, on the same rows by seed, Wilcoxon's signed-rank test. Corrected: Holm's "
-  "adjustment of the two-sided p over all pairs of a kind and score. Groups are "
-  "compared as they ran, at equal budget or not."
+  "adjustment of the two-sided p over all pairs of a kind and score. Better is who "
+  "ranks higher; the difference is that of the means. Groups are compared as they ran, "
+  "at equal budget or not."
 )
 
 
