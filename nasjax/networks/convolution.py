@@ -60,6 +60,46 @@ class Window(NamedTuple):
     return -(-height // self.stride), -(-width // self.stride)
 
 
+def _behind_a_branch(same: Callable, as_well: Callable, *operands: jax.Array):
+  """`same(*operands)` on operands that are whole arrays in memory, for a CPU.
+
+  XLA:CPU fuses what makes an array into everything that reads it: into a product's
+  flattened operand, where the loop then finds its place by division and is no longer
+  vectorised (five times the time of a depthwise convolution), and into each reduction
+  and each tap of what follows, which all do it again. It drops optimization barriers
+  before it fuses; what enters a branch, though, is an array.
+
+  Args:
+    same: what is computed.
+    as_well: the same written otherwise: of equal branches XLA keeps none.
+    *operands: of both.
+  """
+  first = operands[0]
+  finite = first[(0,) * first.ndim] < jnp.inf
+  return jax.lax.cond(finite, same, as_well, *operands)
+
+
+_held = Primitive("held")
+_held.def_abstract_eval(lambda x: x)
+_held.def_impl(lambda x: x)
+ad.deflinear2(_held, lambda cotangent, x: [_held.bind(cotangent)])
+batching.defvectorized(_held)
+mlir.register_lowering(_held, mlir.lower_fun(lambda x: x, multiple_results=False))
+mlir.register_lowering(
+  _held,
+  mlir.lower_fun(
+    lambda x: _behind_a_branch(lambda x: x, lambda x: 2 * x - x, x),
+    multiple_results=False,
+  ),
+  platform="cpu",
+)
+
+
+def held(x: jax.Array) -> jax.Array:
+  """x itself, computed once on a CPU however many read it; see `_behind_a_branch`."""
+  return _held.bind(x)
+
+
 def _trilinear(name: str, programs, library) -> list[Primitive]:
   """Three primitives, each the transposes of the other two.
 
@@ -165,7 +205,7 @@ def _depthwise_input(kernel_CKK, gradient_CHWN, *, window: Window):
     for b in range(stride)
   ]
   if stride == 1:
-    return parts[0]
+    return held(parts[0])
   channels, height, width, examples = parts[0].shape
   together = jnp.stack(parts).reshape(stride, stride, *parts[0].shape)
   together = together.transpose(2, 3, 0, 4, 1, 5)
@@ -182,17 +222,18 @@ def _depthwise_kernel(gradient_CHWN, x_CHWN, *, window: Window):
   padded = jnp.pad(x_CHWN, ((0, 0), around, around, (0, 0)))
   rows = gradient_CHWN.reshape(channels, height, -1)
   starts = [j * window.dilation for j in range(window.size)]
+  examples = x_CHWN.shape[3]
+
+  def seen(start):
+    """The input of each output, at one tap of a row: `[C, H + 2 padding, W * N]`."""
+    if stride == 1:  # one run of memory a row
+      whole = padded.reshape(channels, padded.shape[1], -1)
+      return whole[:, :, start * examples : (start + width) * examples]
+    part = padded[:, :, start : start + stride * (width - 1) + 1 : stride]
+    return part.reshape(channels, padded.shape[1], -1)
+
   products_KCHH = jnp.stack(
-    [
-      jnp.einsum(
-        "chk,cgk->chg",
-        rows,
-        padded[:, :, j : j + stride * (width - 1) + 1 : stride].reshape(
-          channels, padded.shape[1], -1
-        ),
-      )
-      for j in starts
-    ]
+    [jnp.einsum("chk,cgk->chg", rows, seen(start)) for start in starts]
   )
   first = stride * np.arange(height)[:, None]
   diagonals = [np.arange(padded.shape[1])[None] == first + i for i in starts]
@@ -281,10 +322,13 @@ _DEPTHWISE = _trilinear(
 )
 
 
+def _flat(x_CHWN):
+  return x_CHWN.reshape(x_CHWN.shape[0], -1)
+
+
 def _pointwise_output(x_CHWN, kernel_OI, *, window):
   del window
-  channels, *rest = x_CHWN.shape
-  return (kernel_OI @ x_CHWN.reshape(channels, -1)).reshape(-1, *rest)
+  return (kernel_OI @ _flat(x_CHWN)).reshape(-1, *x_CHWN.shape[1:])
 
 
 def _pointwise_input(kernel_OI, gradient_CHWN, *, window):
@@ -293,12 +337,27 @@ def _pointwise_input(kernel_OI, gradient_CHWN, *, window):
 
 def _pointwise_kernel(gradient_CHWN, x_CHWN, *, window):
   del window
-  flat = (part.reshape(part.shape[0], -1) for part in (gradient_CHWN, x_CHWN))
-  return jnp.einsum("oe,ie->oi", *flat)
+  return jnp.einsum("oe,ie->oi", _flat(gradient_CHWN), _flat(x_CHWN))
 
 
 _POINTWISE_PROGRAMS = (_pointwise_input, _pointwise_kernel, _pointwise_output)
-_POINTWISE = _trilinear("pointwise", _POINTWISE_PROGRAMS, _POINTWISE_PROGRAMS)
+
+
+def _of_held(program: Callable) -> Callable:
+  def run(left, right, *, window):
+    return _behind_a_branch(
+      lambda left, right: program(left, right, window=window),
+      lambda left, right: -program(left, -right, window=window),
+      left,
+      right,
+    )
+
+  return run
+
+
+_POINTWISE = _trilinear(
+  "pointwise", tuple(map(_of_held, _POINTWISE_PROGRAMS)), _POINTWISE_PROGRAMS
+)
 
 
 PRIMITIVES = frozenset((*_DEPTHWISE, *_POINTWISE))
@@ -398,7 +457,7 @@ def _separable(
 
 def max_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
   """The largest value of each centred window of `x [C, H, W, N]`."""
-  return _separable(x, _largest, -jnp.inf, size, stride)
+  return held(_separable(x, _largest, -jnp.inf, size, stride))
 
 
 def average_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
@@ -406,4 +465,4 @@ def average_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
   not count."""
   inside = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
   total, count = (_separable(v, _total, 0.0, size, stride) for v in (x, inside))
-  return total / count
+  return held(total / count)
