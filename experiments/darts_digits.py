@@ -4,8 +4,8 @@ Reproduces the method of Liu, Simonyan and Yang (ICLR 2019), second order and ex
 with a small supernet on 1,797 images of 8 x 8 pixels.
 
 Command: python run.py --experiment=darts_digits
-Result: over seeds 0 to 4 the derived cells test at 0.9894, ten random cells at 0.9917, in
-4 to 7 minutes a seed on two busy CPU cores with two random cells each.
+Result: over seeds 0 to 4 the derived cells test at 0.9894, ten random cells at 0.9917,
+in 4 to 7 minutes a seed on two busy CPU cores with two random cells each.
 """
 
 import dataclasses
