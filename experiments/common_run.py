@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -207,7 +208,7 @@ class _Watch:
     self._sizes = dataset.num_features, dataset.num_outputs
     self.metric = get_task(dataset.task).metric_name
     self.unfinished: list[tuple[Child, float]] = []
-    self.plan: Plan | None = None
+    self.plans: list[Plan] = []
     self.best = float("-inf")
 
   def begin(self, label: str, progress) -> None:
@@ -216,11 +217,14 @@ class _Watch:
     self._done = self._round = 0
     self.best = float("-inf")
 
-  def on_plan(self, plan: Plan) -> None:
-    """A round starts."""
-    self.plan = plan
-    self._round += 1
-    self._run.log(f"{self._label}, round {self._round}: {plan.describe()}")
+  def on_plan(self, plan: Plan, rung: int) -> None:
+    """A round starts, or what is left of it after a rung."""
+    if rung == 0:
+      self.plans = []
+      self._round += 1
+    self.plans.append(plan)
+    what = f", rung {rung + 1}" if rung else ""
+    self._run.log(f"{self._label}, round {self._round}{what}: {plan.describe()}")
 
   def on_child(self, index: int, child: Child, score: float) -> None:
     """A child of the round is done."""
@@ -266,6 +270,16 @@ def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
     }
 
 
+_PLANNED: dict[str, Callable[[Plan], float]] = {
+  "programs": lambda plan: len(plan.groups),
+  "framed_children": lambda plan: plan.num_framed,
+  "tiled_children": lambda plan: plan.num_tiled,
+  "new_programs": lambda plan: plan.num_new,
+  "compile_seconds": lambda plan: plan.compile_seconds,
+  "run_seconds": lambda plan: plan.run_seconds,
+}
+
+
 def _metrics(each: Round, label: str, watch: _Watch) -> dict[str, float]:
   scores = np.asarray(each.evaluation.score)
   finite = scores[np.isfinite(scores)]
@@ -276,14 +290,10 @@ def _metrics(each: Round, label: str, watch: _Watch) -> dict[str, float]:
     "skipped": each.skipped,
     **{k: v for k, v in each.info.items() if np.ndim(v) == 0},
   }
-  if watch.plan:
+  if watch.plans:  # several where rungs make stages of a round
     values |= {
-      "plan_programs": len(watch.plan.groups),
-      "plan_framed_children": watch.plan.num_framed,
-      "plan_tiled_children": watch.plan.num_tiled,
-      "plan_new_programs": watch.plan.num_new,
-      "plan_compile_seconds": watch.plan.compile_seconds,
-      "plan_run_seconds": watch.plan.run_seconds,
+      f"plan_{name}": sum(of(plan) for plan in watch.plans)
+      for name, of in _PLANNED.items()
     }
   return {f"{label}/{k}": float(v) for k, v in values.items()}
 

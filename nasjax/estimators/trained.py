@@ -88,7 +88,7 @@ def trained(
   compute_dtype: str = "float32",
   log: Callable[[str], None] = lambda message: None,
   on_child: Callable[[int, Child, float], None] | None = None,
-  on_plan: Callable[[Plan], None] | None = None,
+  on_plan: Callable[[Plan, int], None] | None = None,
 ) -> Estimator:
   """Trains every child on the train split and scores it on the validation split.
 
@@ -105,8 +105,8 @@ def trained(
     one_shot: share weights by bigram, see `training.shared_weights`.
     rungs: epochs, rising, the last of them all `epochs`: after each of the others a
       child goes on only if its highest validation metric until then is among the best
-      1 / eta of those who reached that rung in earlier rounds and itself (Li et al.,
-      MLSys 2020; `training.rungs` has the rule). Empty to train all to the end.
+      1 / eta of its round and of all so far (`training.rungs` has the rule). Empty to
+      train all to the end.
     eta: see rungs; at least 2.
     layout: see `training.packing`.
     device: what plans suppose of the device: "measured", or out of `profile.GIVEN`.
@@ -116,21 +116,24 @@ def trained(
     log: called with a line when a population does not fit and is split.
     on_child: called as `(i, child, score)` when child i of a round is done, in the
       order in which they are.
-    on_plan: called with a round's plan before it starts.
+    on_plan: called as `(plan, rung)` before the children of a round are trained, with
+      rungs before those that are left are trained to each.
 
   Returns:
     An `Estimator` (host side). Its state is a `TrainedState`. `Evaluation.info` has
     `epochs_run`, `num_params`, `flops`, `failure`, `shared_layers` and
     `stopped_at_rung`. The cost is in seconds of run time.
 
-  A child that a rung stopped was measured and has not failed: its curve is NaN from
-  there on, and its score is `score`'s over the epochs that it ran, as of one that ran
-  out of patience. With "best" it is never the search's best: others had more at that
-  rung. With "weighted" or "last" it may be, since a score over fewer epochs is another
-  measure. With a `final_rate` below 1 the rate falls over all epochs, rungs or not, so
-  a stopped child is not measured at the low rates at which those that went on end. The
-  first round is trained in full: rungs save in searches of many rounds, and they
-  prefer what learns fast. The planner still expects all epochs of every child.
+  With rungs a child's curve depends on who else is in its round: whoever goes on is
+  trained again from the start, with the same randomness, so what was measured before is
+  a prefix of it (to rounding where the planner changes the layout), and nothing of a
+  child need be kept. A child that a rung stopped was measured and has not failed: its
+  curve is NaN from there on, and its score is `score`'s over the epochs that it ran, as
+  of one that ran out of patience. With "best" it is hardly ever the search's best:
+  others had more at that rung. With "weighted" or "last" it may be, since a score over
+  fewer epochs is another measure. With a `final_rate` below 1 the rate falls over all
+  epochs, rungs or not, so a stopped child is not measured at the low rates at which
+  those that went on end. Rungs prefer what learns fast.
 
   Raises:
     InputError: for a score, a rule or a device that does not exist, or rungs that
@@ -169,6 +172,46 @@ def trained(
     del key
     return TrainedState(shared_weights.empty(), first_halving)
 
+  def halved(key, genotypes, halving, load, on_child):
+    """The children of a round, trained to one rung after another, and the new rule."""
+    children: dict[int, Child] = {}
+    seconds = np.zeros(len(genotypes))
+    left = np.arange(len(genotypes))
+    stages = halving.rungs if halving else (epochs,)
+    for rung, stop_after in enumerate(stages):
+      final = rung == len(stages) - 1
+      before = seconds.copy()
+
+      def finish(place, child, left=left, before=before):
+        i = left[place]
+        children[i] = child._replace(seconds=child.seconds + before[i])
+        on_child(i, children[i])
+
+      trained_to = train(
+        key,
+        genotypes[left],
+        Hyper(learning_rate, patience, final_rate=final_rate, stop_after=stop_after),
+        load=load,
+        on_child=finish if final else None,
+        on_plan=(lambda plan, rung=rung: on_plan(plan, rung)) if on_plan else None,
+      )
+      if final:
+        break
+      there = np.array([child.epochs_run == stop_after for child in trained_to])
+      there &= [child.failure is None for child in trained_to]
+      passes = np.zeros(len(left), bool)
+      best = [np.nanmax(trained_to[place].curve) for place in np.flatnonzero(there)]
+      passes[there], halving = halving.choose(rung, np.array(best))
+      stopped = np.array([child.stopped for child in trained_to])
+      for place, child in enumerate(trained_to):
+        if stopped[place] or not passes[place]:
+          finish(place, child._replace(stopped_at_rung=not stopped[place]))
+        seconds[left[place]] += child.seconds
+      left = left[passes & ~stopped]
+      if not len(left):
+        break
+    return [children[i] for i in range(len(genotypes))], halving
+
   def estimate(
     key: jax.Array,
     state: TrainedState,
@@ -190,13 +233,8 @@ def trained(
       if on_child:
         on_child(i, child, child_score(child))
 
-    children = train(
-      key,
-      genotypes,
-      Hyper(learning_rate, patience, final_rate=final_rate, halving=halving),
-      load=load if shared.weights else None,
-      on_child=report,
-      on_plan=on_plan,
+    children, halving = halved(
+      key, np.asarray(genotypes), halving, load if shared.weights else None, report
     )
     scores = [child_score(child) for child in children]
     if one_shot != "off":
@@ -208,9 +246,6 @@ def trained(
       shared = shared_weights.store(shared, trained_children, one_shot)
     loaded = [shared_layers.get(child.layers, 0) for child in children]
     evaluation = evaluation_of(children, scores, num_features, num_outputs, loaded)
-    if halving:
-      failed = [child.failure is not None for child in children]
-      halving = halving.after(np.asarray(evaluation.curve), failed)
     return TrainedState(shared, halving), evaluation
 
   return Estimator(init, estimate)

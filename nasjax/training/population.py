@@ -57,7 +57,8 @@ class Child(NamedTuple):
     seconds: run time, compilation apart (a vmapped program's time is shared out
       equally).
     failure: why it failed, in a few words; None when it did not.
-    stopped_at_rung: a rung stopped it after its last epoch, see `training.rungs`.
+    stopped: it stopped by itself, out of patience or because it failed.
+    stopped_at_rung: it was not among the best there, see `training.rungs`.
   """
 
   layers: tuple[Layer, ...]
@@ -68,6 +69,7 @@ class Child(NamedTuple):
   best_epoch: int
   seconds: float
   failure: str | None
+  stopped: bool = False
   stopped_at_rung: bool = False
 
 
@@ -191,25 +193,23 @@ def population_trainer(
       "the layout tiled is for one CPU, float32 and a space whose largest chain takes "
       f"less than {MOST_TILE_BYTES >> 20} MiB"
     )
-  cost: packing.CostModel | None = None
+  profile = device_profile
+  if profile is None and layout in ("exact", "padded", "tiled"):
+    profile = profile_lib.ANY  # one kind of program leaves nothing to weigh
 
-  def plan(chains: list[tuple[Layer, ...]], steps: int) -> Plan:
-    nonlocal cost
-    if cost is None:
-      # One kind of program leaves nothing to weigh, so any profile will do.
-      given = device_profile
-      if given is None and layout in ("exact", "padded", "tiled"):
-        given = profile_lib.ANY
-      cost = packing.CostModel(
-        profile=given or profile_lib.load_or_measure(),
-        num_features=data.x_train.shape[1],
-        num_outputs=num_outputs,
-        batch_size=min(batch_size, num_rows),
-        train_steps=steps,
-        valid_rows=epochs * data.x_valid.shape[0],
-        vmapped=vmapped,
-        tiled=programs.can_tile,
-      )
+  def plan(chains: list[tuple[Layer, ...]], num_epochs: int, steps: int) -> Plan:
+    nonlocal profile
+    profile = profile or profile_lib.load_or_measure()
+    cost = packing.CostModel(
+      profile=profile,
+      num_features=data.x_train.shape[1],
+      num_outputs=num_outputs,
+      batch_size=min(batch_size, num_rows),
+      train_steps=num_epochs * steps,
+      valid_rows=num_epochs * data.x_valid.shape[0],
+      vmapped=vmapped,
+      tiled=programs.can_tile,
+    )
     return packing.make_plan(chains, programs.known(), cost, layout, whole)
 
   def train(
@@ -235,7 +235,7 @@ def population_trainer(
       load=load,
       cancelled=threading.Event(),
     )
-    the_plan = plan(layers, epochs * num_steps)
+    the_plan = plan(layers, hyper.num_epochs(epochs), num_steps)
     if on_plan:
       on_plan(the_plan)
     together = functools.partial(train_together, programs, work, limit, log)
@@ -479,7 +479,7 @@ def _child(
     best_epoch=int(book.best_epoch[row]),
     seconds=seconds,
     failure=f"diverged in epoch {epochs_run}" if failed else None,
-    stopped_at_rung=bool(book.stopped_at_rung[row]),
+    stopped=failed or bool(book.out_of_patience[row]),
   )
 
 

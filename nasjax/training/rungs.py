@@ -1,14 +1,11 @@
-"""Rungs: after which epochs a child is compared with others and may be stopped.
+"""Rungs: after which epochs children are compared, and who is trained any further.
 
-The stopping rule of asynchronous successive halving (Li et al., "A system for massively
-parallel hyperparameter tuning", MLSys 2020, section 3.1: the variant that stops
-children instead of promoting paused ones, so nothing has to be kept for later; the idea
-is Jamieson and Talwalkar's, AISTATS 2016).
+Successive halving (Jamieson and Talwalkar, AISTATS 2016) of every round of a search.
 
-Differences from the paper: a child is compared with those of earlier rounds and itself,
-not with those of its own round. Which of these is the first at a rung depends on cores
-and compile times; without them a child's result depends, as everywhere in `training`,
-on no neighbour, order or layout. The price is that the first round is trained in full.
+Difference from the paper: a child must be among the best of its own round and among the
+best of all so far, too. The former alone would train somebody to the end in every round
+of a search that has left those children behind; the latter alone passes most children
+of a search that gets better from round to round.
 """
 
 from collections.abc import Sequence
@@ -44,58 +41,38 @@ class Halving(NamedTuple):
   Attributes:
     rungs: R epoch numbers, ascending; the last is the end and is not decided on.
     eta: the best 1 / eta of those who reached a rung go on.
-    seen: R - 1 arrays, ascending: by rung the best metric until then of every child of
-      earlier rounds that reached it and did not fail.
+    seen: R - 1 arrays: by rung what every child that reached it had there.
   """
 
   rungs: tuple[int, ...]
   eta: int
   seen: tuple[np.ndarray, ...]
 
-  def goes_on(self, epoch: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Which of Q children go on.
+  def choose(self, rung: int, values: np.ndarray) -> tuple[np.ndarray, "Halving"]:
+    """Who of a round goes on after a rung.
 
-    Among n children, this one included, the first floor(n / eta) go on, and whoever
-    equals the last of them; where n is below eta there is nothing to compare with yet,
-    and a child passes.
-
-    Args:
-      epoch: `[Q]` that each has just done.
-      best: `[Q]` highest metric of each until then, -inf for none.
-
-    Returns:
-      `[Q]` bool; true after an epoch that is no rung.
-    """
-    passes = np.ones(len(best), bool)
-    for rung, seen in zip(self.rungs, self.seen):
-      here = np.asarray(epoch) == rung
-      better = len(seen) - np.searchsorted(seen, best[here], side="right")
-      places = (len(seen) + 1) // self.eta
-      passes[here] = (better < places) if places else True
-    return passes
-
-  def after(self, curves: np.ndarray, failed: Sequence[bool]) -> "Halving":
-    """The rule for the next round.
+    Of n children the first ceil(n / eta) go on, and whoever equals the last of them;
+    asked of the round, and of the round with all that were there before.
 
     Args:
-      curves: `[P, T]` metrics of a round, NaN where no epoch was run.
-      failed: `[P]`; what failed is compared with nobody.
+      rung: its index, not the last.
+      values: `[Q]` highest metric so far of those of the round that reached it.
 
     Returns:
-      A new one.
+      (`[Q]` bool, the rule with these children among those that it has seen).
     """
-    sound = np.asarray(curves)[~np.asarray(failed, bool)]
-    ran = (~np.isnan(sound)).sum(-1)
-    best = np.where(np.isnan(sound), -np.inf, sound)
-    seen = [
-      np.sort(np.concatenate([before, best[ran >= rung, :rung].max(-1)]))
-      for rung, before in zip(self.rungs, self.seen)
-    ]
-    return self._replace(seen=tuple(seen))
+    values = np.asarray(values, np.float32)
+    everyone = np.concatenate([self.seen[rung], values])
+    passes = np.ones(len(values), bool)
+    for others in (values, everyone):
+      better = (others[None] > values[:, None]).sum(-1)
+      passes &= better < -(-len(others) // self.eta)
+    seen = tuple(everyone if r == rung else old for r, old in enumerate(self.seen))
+    return passes, self._replace(seen=seen)
 
 
 def begin(rungs: Sequence[int], eta: int, epochs: int, name: str = "rungs") -> Halving:
-  """The rule of a first round, which stops nobody.
+  """The rule of a first round.
 
   Args:
     rungs: ascending; the last is all `epochs`.

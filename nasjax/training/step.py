@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.training.losses import Task
-from nasjax.training.rungs import Halving
 
 # Above this many rows a validation pass is cut into pieces of at most the second size:
 # its activations then stay small beside the weights, and on a CPU in the caches, which
@@ -57,7 +56,7 @@ class Hyper(NamedTuple):
       classifier's accuracy goes on rising after its loss has begun to).
     final_rate: the learning rate falls linearly, step by step, to this part of itself
       at the end of the last epoch that there may be; 1 keeps it.
-    halving: stops children at rungs too; None for no rungs.
+    stop_after: epochs that are run of those; the schedule stays that of all.
   """
 
   learning_rate: float
@@ -66,7 +65,11 @@ class Hyper(NamedTuple):
   restore_best: bool = True
   monitor_metric: bool = False
   final_rate: float = 1.0
-  halving: Halving | None = None
+  stop_after: int = 2**30
+
+  def num_epochs(self, there_are: int) -> int:
+    """How many epochs a child is trained that never stops by itself."""
+    return min(there_are, self.max_epochs, self.stop_after)
 
   def schedule(self, num_epochs: int, steps_per_epoch: int) -> "Schedule":
     """What Adam multiplies with at every step that there may be, `[T, S]` each."""
@@ -261,20 +264,20 @@ class EarlyStopping:
     epochs_run: `[P]`.
     best_epoch: `[P]`, from 1; 0 when there was none.
     diverged: `[P]`, a loss became NaN or infinite, and training stopped there.
+    out_of_patience: `[P]`.
     active: `[P]`, which children go on.
-    stopped_at_rung: `[P]` bool, a rung alone stopped it: it would have gone on.
   """
 
   def __init__(self, population: int, num_epochs: int, hyper: Hyper):
     self._hyper = hyper
-    self._last_epoch = min(num_epochs, hyper.max_epochs)
+    self._last_epoch = hyper.num_epochs(num_epochs)
     self.curve = np.full((population, num_epochs), np.nan, np.float32)
     self.valid_loss = self.curve.copy()
     self.epochs_run = np.zeros(population, np.int32)
     self.best_epoch = np.zeros(population, np.int32)
     self.diverged = np.zeros(population, bool)
+    self.out_of_patience = np.zeros(population, bool)
     self.active = np.ones(population, bool)
-    self.stopped_at_rung = np.zeros(population, bool)
     self._best = np.full((population, 2), -np.inf, np.float32)
 
   def record(self, members: np.ndarray, result: EpochResult) -> np.ndarray:
@@ -305,13 +308,8 @@ class EarlyStopping:
     self.diverged[members] = diverged
     waited = self.epochs_run[members] - self.best_epoch[members]
     patient = waited < self._hyper.patience
-    goes_on = ~diverged & patient & (epoch + 1 < self._last_epoch)
-    if self._hyper.halving:
-      reached = np.where(np.isnan(self.curve[members]), -np.inf, self.curve[members])
-      passes = self._hyper.halving.goes_on(epoch + 1, reached.max(-1))
-      self.stopped_at_rung[members] = goes_on & ~passes
-      goes_on &= passes
-    self.active[members] = goes_on
+    self.out_of_patience[members] = ~patient
+    self.active[members] = ~diverged & patient & (epoch + 1 < self._last_epoch)
     return better | (not self._hyper.restore_best)
 
 

@@ -54,8 +54,12 @@ def test_plans_for_a_tpu_score_children_as_exact_programs_do(monkeypatch):
   for device in profile.GIVEN:
     plans = []
     widths.clear()
-    found[device] = scores_of(genotypes, device=device, on_plan=plans.append)
-    groups = plans[0].groups
+    found[device] = scores_of(
+      genotypes, device=device, on_plan=lambda *args, plans=plans: plans.append(args)
+    )
+    ((plan, rung),) = plans
+    groups = plan.groups
+    assert rung == 0
     assert len(groups) == {"tpu-v5e": 1, "tpu-v6e": 3}[device]
     assert sorted(widths) == sorted(len(group.members) for group in groups)
     np.testing.assert_allclose(found[device][::10], exact, atol=2e-4)
