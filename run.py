@@ -29,7 +29,12 @@ from nasjax.core.types import InputError
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 _INTERRUPTED = 130
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
-_PRESET_HELP = "start from a named configuration"
+# Flags that start from another configuration, in the order in which they are applied:
+# flag -> (what an experiment calls its table of them, what help says).
+_STARTS = {
+  "config.preset": ("PRESETS", "start from a named configuration"),
+  "config.scale": ("SCALES", "the same at another size"),
+}
 
 
 def experiments() -> dict[str, str]:
@@ -98,9 +103,15 @@ def _unknown_flag(name: str, known: list[str]) -> str:
   near = difflib.get_close_matches(name, known, 1, 0.8)
   near = near or difflib.get_close_matches(name.rpartition(".")[2], parts, 1, 0.7)
   hint = f"did you mean --{parts.get(near[0], near[0])}?" if near else "see --help"
-  if name == "config.preset":
-    hint = "this experiment has no presets"
+  if name in _STARTS:
+    hint = f"this experiment has no {_STARTS[name][0].lower()}"
   return f"unknown flag --{name}; {hint}"
+
+
+def _starts(module: Any) -> dict[str, dict[str, Any]]:
+  """Flag -> name -> function of a config, for the flags that an experiment has."""
+  tables = {flag: getattr(module, table, {}) for flag, (table, _) in _STARTS.items()}
+  return {flag: table for flag, table in tables.items() if table}
 
 
 def _help(name: str | None, known: dict[str, str]) -> str:
@@ -108,10 +119,11 @@ def _help(name: str | None, known: dict[str, str]) -> str:
   if name is None:
     return "\n".join([usage, "", "Experiments:", *_aligned(list(known.items()))])
   module = importlib.import_module(f"experiments.{name}")
-  rows = config_lib.describe(module.Config())
-  presets = getattr(module, "PRESETS", {})
-  if presets:
-    rows.insert(0, ("--config.preset=NAME", f"{_PRESET_HELP} ({' | '.join(presets)})"))
+  rows = [
+    (f"--{flag}=NAME", f"{_STARTS[flag][1]} ({' | '.join(table)})")
+    for flag, table in _starts(module).items()
+  ]
+  rows += config_lib.describe(module.Config())
   text, common = (module.__doc__ or "").strip(), usage.partition("\n\n")[2]
   lines = [text, "", common, "", "Config, with its defaults:", *_aligned(rows)]
   return "\n".join(lines)
@@ -146,17 +158,19 @@ def _execute(arguments: Sequence[str]) -> int:
     raise InputError(f"give --experiment=NAME; there are: {', '.join(known)}")
 
   module = importlib.import_module(f"experiments.{name}")
-  presets = getattr(module, "PRESETS", {})
+  starts = _starts(module)
   flag_values = _common_flags()
   config = module.Config()
   config_lib.define_flags(config, flag_values)
-  if presets:
-    options: Any = {"flag_values": flag_values}
-    flags.DEFINE_enum("config.preset", None, list(presets), _PRESET_HELP, **options)
+  options: Any = {"flag_values": flag_values}
+  for flag, table in starts.items():
+    flags.DEFINE_enum(flag, None, list(table), _STARTS[flag][1], **options)
   _parse(arguments, flag_values)
-  # Precedence: defaults, then the preset, then smoke, then what stands on the line.
-  if presets and flag_values["config.preset"].value:
-    config = presets[flag_values["config.preset"].value](config)
+  # Precedence: defaults, preset, scale, smoke, then what stands on the line.
+  for flag, table in starts.items():
+    chosen = flag_values[flag].value
+    if chosen is not None:
+      config = table[str(chosen)](config)
   if flag_values.smoke:
     config = config.smoke()
   config = config_lib.from_flags(config, flag_values)

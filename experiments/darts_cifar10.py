@@ -1,7 +1,7 @@
-"""DARTS on CIFAR-10, with the paper's settings; `--config.preset=small` for a CPU.
+"""DARTS on CIFAR-10, with the paper's settings; `--config.scale=small` for a CPU.
 
 Reproduces Liu, Simonyan and Yang (ICLR 2019), section 3: test error 2.76 % (second
-order), of an accelerator's days. The small preset is a few cells of few channels on
+order), of an accelerator's days. The small scale is a few cells of few channels on
 whatever part of CIFAR-10 the file holds.
 
 Command: python run.py --experiment=darts_cifar10 --config.data.path=cifar10.npz
@@ -61,7 +61,7 @@ def _small(config: Config) -> Config:
   )
 
 
-PRESETS = {"small": _small}
+SCALES = {"small": _small}
 
 
 def run(config: Config, run: Run) -> None:

@@ -44,7 +44,15 @@ def _long(config):
   return dataclasses.replace(config, strategy=Strategy(learning_rate=0.5, rounds=99))
 
 
+def _short(config):
+  rounds = config.strategy.rounds // 2
+  return dataclasses.replace(
+    config, strategy=dataclasses.replace(config.strategy, rounds=rounds)
+  )
+
+
 PRESETS = {"long": _long, "same": lambda config: config}
+SCALES = {"short": _short}
 
 
 def run(config, run):
@@ -120,6 +128,7 @@ def test_help_of_an_experiment(toy, capsys, named):
   assert lines[0] == "A toy that trains nothing."
   for flag, text in {
     "--config.preset=NAME": "start from a named configuration (long | same)",
+    "--config.scale=NAME": "the same at another size (short)",
     "--config.strategy.learning_rate=0.1": "of nothing",
     "--config.strategy.mode=best": "which (best | last)",
     "--workdir=FOLDER": "where everything goes (default runs/NAME, runs/NAME_seed1)",
@@ -144,9 +153,14 @@ def test_help_of_an_experiment(toy, capsys, named):
       {"learning_rate": 0.5, "rounds": 10},
     ),
     (["--config.strategy.mode", "last"], {"mode": "last"}),
+    (["--config.scale=short"], {"learning_rate": 0.1, "rounds": 5}),
+    (
+      ["--config.scale=short", "--config.preset=long"],
+      {"learning_rate": 0.5, "rounds": 49},
+    ),
   ],
 )
-def test_preset_then_smoke_then_flags(toy, arguments, expected):
+def test_preset_then_scale_then_smoke_then_flags(toy, arguments, expected):
   assert run.main(["--experiment=toy", "--workdir=w", *arguments]) == 0
   strategy = config_of(toy / "w")["strategy"]
   assert strategy == {"learning_rate": 0.1, "rounds": 10, "mode": "best"} | expected
@@ -193,6 +207,7 @@ def test_no_experiment_or_an_unknown_one(toy, capsys, arguments, parts):
     ("--config.strategy.mode=worst", ["config.strategy.mode", "worst", "best|last"]),
     ("--config.strategy.learning_rate=nan", ["learning_rate", "finite"]),
     ("--config.preset=table9", ["config.preset", "long|same"]),
+    ("--config.scale=long", ["config.scale", "short"]),
     ("--seed=-1", ["seed"]),
     ("--seed=4294967296", ["seed"]),
     ("--smoke=perhaps", ["smoke", "perhaps"]),
