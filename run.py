@@ -13,11 +13,14 @@ Flags:
 
 import ast
 import difflib
+import errno
 import importlib
 import os
 import pathlib
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +31,7 @@ from nasjax.core.types import InputError
 
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 _INTERRUPTED = 130
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
 # Flags that start from another configuration, in the order in which they are applied:
 # flag -> (what an experiment calls its table of them, what help says).
@@ -201,6 +205,9 @@ def _execute(arguments: Sequence[str]) -> int:
     return 0
   if flag_values.compilation_cache != "off":
     runtime.use_compilation_cache(flag_values.compilation_cache)
+  if threading.current_thread() is threading.main_thread():
+    # A machine that is taken away says so: what Ctrl-C does is done.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     module.run(config, run)
   finally:
@@ -219,6 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("interrupted; what was recorded is kept", file=sys.stderr)
     return _INTERRUPTED
+  except OSError as error:
+    if error.errno not in _CANNOT_WRITE:
+      raise
+    print(
+      f"error: {error.filename or 'cannot write'}: {error.strerror}; what was saved "
+      "before is kept, and the same command goes on",
+      file=sys.stderr,
+    )
+    return 2
 
 
 if __name__ == "__main__":

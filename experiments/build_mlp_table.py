@@ -36,9 +36,10 @@ from nasjax.networks import mlp
 from nasjax.results import records
 from nasjax.runtime import Run
 from nasjax.spaces.mlp_chain import Dense, MLPChain
+from nasjax.training.children import Child
 from nasjax.training.losses import get_task
 from nasjax.training.packing import LAYOUTS
-from nasjax.training.population import Child, device_data, population_trainer
+from nasjax.training.population import device_data, population_trainer
 from nasjax.training.step import Hyper
 
 DATASET = "digits"

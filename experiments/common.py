@@ -76,7 +76,7 @@ class EstimatorConfig:
   eta: int = field(3, "one of so many children goes on at a rung")
   layout: str = field("auto", "how a population is compiled", LAYOUTS)
   memory_limit_gb: float | None = field(
-    None, "of a vmapped population on each device; none for what is free"
+    None, "of a vmapped population on each device; none for free", matters=False
   )
   device: str = field(
     "measured", "what plans suppose: this device, or one by name", DEVICES
@@ -88,7 +88,9 @@ class EstimatorConfig:
 class MeshConfig:
   """Over what a vmapped population is sharded; see `nasjax.training.population`."""
 
-  population: int | None = field(None, "devices that share a population; none for all")
+  population: int | None = field(
+    None, "devices that share a population; none for all", matters=False
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,9 @@ class MLPNASConfig:
   mesh: MeshConfig = MeshConfig()
   control: bool = field(True, "random search at the same budget, as a control")
   baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
+  max_failures: int = field(
+    30, "children that fail in a row before a search stops with what it has; 0 = never"
+  )
   published: str = field("", "the survey's table beside ours; a preset sets it")
 
   def smoke(self) -> "MLPNASConfig":

@@ -3,26 +3,21 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from experiments import common
+from experiments.common_search import Watch, recorded_search
 from nasjax import runtime, search
 from nasjax.core import keys
 from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
-from nasjax.estimators.trained import evaluation_of
 from nasjax.results import analysis, export, report
-from nasjax.spaces.mlp_chain import MLPChain, describe_layers
+from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.base import Strategy
-from nasjax.training.losses import get_task
-from nasjax.training.packing import Plan
-from nasjax.training.population import Child
 from nasjax.training.retrain import Retrained, pooled, retrain
 
 _BOUND_DELTA = 0.05
@@ -48,13 +43,14 @@ def run_mlpnas(
   """Runs the whole job and leaves the run directory that README describes.
 
   On Ctrl-C what was recorded is kept, with the children of the round that was on; the
-  report of it is written, and the KeyboardInterrupt goes on to the caller.
+  report of it is written, and the KeyboardInterrupt goes on to the caller. An
+  unfinished run goes on after its last whole round, and ends as if it had not stopped.
 
   Raises:
     InputError: for a config that cannot run; nothing was touched then.
   """
   job = _Job(config, run, dataset, space)
-  run.begin()
+  run.begin(resumes=True)
   summary: dict[str, Any] = dict.fromkeys(_PROMISED) | {
     "experiment": run.experiment,
     "seed": run.seed,
@@ -82,6 +78,8 @@ def run_mlpnas(
     run.write_summary(summary)
     path = report.write(run.workdir)
     run.log(f"report: {path}")
+    if summary["status"] != "finished":
+      run.log("the same command goes on from the last whole round")
   _print_result(run, summary, analysis.leaderboard(run.read_records(), top=5))
 
 
@@ -90,7 +88,7 @@ class _Job:
 
   def __init__(self, config, run, dataset, space):
     self.config, self.run, self.dataset, self.space = config, run, dataset, space
-    self.watch = _Watch(run, dataset)
+    self.watch = Watch(run, dataset)
     self.strategy = common.make_controller(config, space)
     self.control = common.make_control(config, space)
     self.estimator = common.make_estimator(
@@ -109,193 +107,65 @@ class _Job:
       run.key, "search", "control", "retrain"
     )
     fits = dict(metric=summary["metric"], dataset=dataset)
-    start = time.perf_counter()
-    rounds = self._search(self.strategy, search_key, "records", summary)
+    rounds, state = self._search(self.strategy, search_key, "search", summary)
     best = search.best(rounds)
-    summary["search_seconds"] = time.perf_counter() - start
     summary |= {"best_arch": space.describe(best.genotype), "best_score": best.score}
     _bound(summary, dataset)
     _scores(summary, "majority", majority_score(dataset), **fits)
 
-    start = time.perf_counter()
-    with run.step(f"retraining the best from scratch: {summary['best_arch']}"):
-      final = _retrain(config, run, dataset, space, retrain_key, best.genotype)
-    _scores(summary, "", final.test_score, **fits)
-    child_info = search.evaluations(rounds).info
-    summary |= {
-      "test_loss": final.test_loss,
-      "num_params": child_info["num_params"][best.evaluations - 1],
-      "retrain_seconds": time.perf_counter() - start,
-      "retrain_epochs": final.epochs_run,
-    }
-    if final.weights is not None:
-      _export(run, space, dataset, best.genotype, final.weights, summary)
+    def retrained() -> dict[str, Any]:
+      start = time.perf_counter()
+      with run.step(f"retraining the best from scratch: {summary['best_arch']}"):
+        final = _retrain(config, run, dataset, space, retrain_key, best.genotype)
+      child_info = search.evaluations(rounds).info
+      found: dict[str, Any] = {
+        "test_loss": final.test_loss,
+        "num_params": child_info["num_params"][best.evaluations - 1],
+        "retrain_seconds": time.perf_counter() - start,
+        "retrain_epochs": final.epochs_run,
+      }
+      _scores(found, "", final.test_score, **fits)
+      if final.weights is not None:
+        _export(run, space, dataset, best.genotype, final.weights, found)
+      return found
 
+    summary |= run.once("retraining", retrained)
     if config.baseline:
-      with run.step("fitting scikit-learn's MLP on the same rows"):
-        score = sklearn_score(dataset, run.seed)
+
+      def baseline() -> dict[str, Any]:
+        with run.step("fitting scikit-learn's MLP on the same rows"):
+          return {"score": sklearn_score(dataset, run.seed)}
+
+      score = run.once("baseline", baseline)["score"]
       _scores(summary, "sklearn", score, **fits)
     if config.control:
       run.log("control: random search at the same budget")
-      start = time.perf_counter()
-      control = self._search(self.control, control_key, "control_records", {})
+      # It finds compiled what the search has compiled, in whichever process that was.
+      planned, found = state.estimator.planned, dict[str, Any]()
+      control, _ = self._search(self.control, control_key, "control", found, planned)
       chosen = search.best(control)
-      with run.step("retraining random search's best"):
-        final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
-      _scores(summary, "random_search", final.test_score, **fits)
+
+      def control_retrained() -> dict[str, Any]:
+        start = time.perf_counter()
+        with run.step("retraining random search's best"):
+          final = _retrain(config, run, dataset, space, retrain_key, chosen.genotype)
+        seconds = time.perf_counter() - start
+        return {"score": final.test_score, "seconds": seconds}
+
+      after = run.once("control_retraining", control_retrained)
+      _scores(summary, "random_search", after["score"], **fits)
       summary |= {
         "random_search_best_arch": space.describe(chosen.genotype),
         "random_search_best_score": chosen.score,
-        "control_seconds": time.perf_counter() - start,
+        "control_seconds": found["search_seconds"] + after["seconds"],
       }
 
   def _search(
-    self,
-    strategy: Strategy,
-    key: jax.Array,
-    name: str,
-    summary: dict[str, Any],
-  ) -> list[Round]:
-    """One search with records, metrics and progress; the rounds that were done."""
-    run, space, watch = self.run, self.space, self.watch
-    num_rounds = self.config.strategy.rounds
-    planned = num_rounds * self.config.strategy.population
-    summary |= {"num_evaluations": 0, "num_failed": 0}
-    rounds: list[Round] = []
-    label = "search" if name == "records" else "control"
-    with run.progress(planned, label) as progress, run.records(name) as records:
-
-      def record(each: Round) -> None:
-        done = summary["num_evaluations"]
-        for row in _records(each, space, done, run.seed, watch.metric):
-          records.write(row)
-          summary["num_failed"] += row["score"] is None
-        summary["num_evaluations"] = done + len(each.genotypes)
-
-      watch.begin(label, progress)
-      try:
-        for each in search.run(strategy, self.estimator, key, num_rounds=num_rounds):
-          record(each)
-          rounds.append(each)
-          watch.unfinished.clear()
-          run.metrics.write(summary["num_evaluations"], _metrics(each, label, watch))
-      except KeyboardInterrupt:
-        if watch.unfinished:
-          record(watch.unfinished_round(space, len(rounds)))
-        raise
-    done = summary["num_evaluations"]
-    if done < planned:
-      run.warn(
-        f"{label}: nothing new to try after {done} of {planned} planned children "
-        f"(the space has {space.size:,} architectures)"
-      )
-    predicted = [r.info["predicted"] for r in rounds if "predicted" in r.info]
-    if predicted:
-      scores = np.concatenate([r.evaluation.score for r in rounds])
-      summary["predictor_tau"] = analysis.kendall_tau(np.concatenate(predicted), scores)
-    return rounds
-
-
-class _Watch:
-  """What the one estimator of a job reports, passed on to the search that is on.
-
-  One estimator serves the search and its control: the programs that the first compiled
-  are there for the second.
-  """
-
-  def __init__(self, run: runtime.Run, dataset: Dataset) -> None:
-    self._run = run
-    self._sizes = dataset.num_features, dataset.num_outputs
-    self.metric = get_task(dataset.task).metric_name
-    self.unfinished: list[tuple[Child, float]] = []
-    self.plans: list[Plan] = []
-    self.best = float("-inf")
-
-  def begin(self, label: str, progress) -> None:
-    """A new search starts."""
-    self._label, self._progress = label, progress
-    self._done = self._round = 0
-    self.best = float("-inf")
-
-  def on_plan(self, plan: Plan, rung: int) -> None:
-    """A round starts, or what is left of it after a rung."""
-    if rung == 0:
-      self.plans = []
-      self._round += 1
-    self.plans.append(plan)
-    what = f", rung {rung + 1}" if rung else ""
-    self._run.log(f"{self._label}, round {self._round}{what}: {plan.describe()}")
-
-  def on_child(self, index: int, child: Child, score: float) -> None:
-    """A child of the round is done."""
-    del index
-    self.unfinished.append((child, score))
-    self._done += 1
-    self.best = max(self.best, score) if np.isfinite(score) else self.best
-    shown = f"{self.best:.4f}" if np.isfinite(self.best) else "-"
-    self._progress.update(self._done, round=self._round, best=shown)
-
-  def unfinished_round(self, space: MLPChain, number: int) -> Round:
-    """The children of a round that was interrupted, in the order they were done in."""
-    children, scores = zip(*self.unfinished)
-    words = [describe_layers(child.layers) for child in children]
-    genotypes = np.stack([space.parse(text) for text in words])
-    evaluation = evaluation_of(children, scores, *self._sizes, [None] * len(children))
-    return Round(number, genotypes, evaluation, {}, 0)
-
-
-def _records(each: Round, space: MLPChain, first: int, seed: int, metric):
-  """One dict a child, as `records.jsonl` holds them."""
-  evaluation, info = each.evaluation, each.evaluation.info
-  predicted = each.info.get("predicted", [None] * len(each.genotypes))
-  for i, genotype in enumerate(each.genotypes):
-    score = float(evaluation.score[i])
-    yield {
-      "index": first + i,
-      "round": each.number,
-      "genotype": genotype.tolist(),
-      "arch": space.describe(genotype),
-      "curve": [float(v) for v in evaluation.curve[i] if np.isfinite(v)],
-      "score": score if np.isfinite(score) else None,
-      "failure": info["failure"][i],
-      "epochs_run": info["epochs_run"][i],
-      "stopped_at_rung": info["stopped_at_rung"][i],
-      "num_params": info["num_params"][i],
-      "flops": info["flops"][i],
-      "shared_layers": info["shared_layers"][i],
-      "seconds": float(evaluation.cost[i]),
-      "predicted_score": None if predicted[i] is None else float(predicted[i]),
-      "seed": seed,
-      "metric": metric,
-    }
-
-
-_PLANNED: dict[str, Callable[[Plan], float]] = {
-  "programs": lambda plan: len(plan.groups),
-  "framed_children": lambda plan: plan.num_framed,
-  "tiled_children": lambda plan: plan.num_tiled,
-  "new_programs": lambda plan: plan.num_new,
-  "compile_seconds": lambda plan: plan.compile_seconds,
-  "run_seconds": lambda plan: plan.run_seconds,
-}
-
-
-def _metrics(each: Round, label: str, watch: _Watch) -> dict[str, float]:
-  scores = np.asarray(each.evaluation.score)
-  finite = scores[np.isfinite(scores)]
-  values = {
-    "best_score": watch.best,
-    "mean_score": finite.mean() if len(finite) else float("nan"),
-    "round_seconds": float(np.sum(each.evaluation.cost)),
-    "skipped": each.skipped,
-    **{k: v for k, v in each.info.items() if np.ndim(v) == 0},
-  }
-  if watch.plans:  # several where rungs make stages of a round
-    values |= {
-      f"plan_{name}": sum(of(plan) for plan in watch.plans)
-      for name, of in _PLANNED.items()
-    }
-  return {f"{label}/{k}": float(v) for k, v in values.items()}
+    self, strategy: Strategy, *args
+  ) -> tuple[list[Round], search.SearchState]:
+    return recorded_search(
+      self.config, self.run, self.space, self.estimator, self.watch, strategy, *args
+    )
 
 
 def _retrain(config, run, dataset, space, key, genotype) -> Retrained:

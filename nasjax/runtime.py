@@ -8,11 +8,13 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import filelock
 import jax
 import rich.console
 import rich.markup
@@ -25,12 +27,16 @@ from nasjax.core import cache
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
 from nasjax.results import records as records_lib
+from nasjax.results.checkpoints import Checkpoints
 from nasjax.results.metrics import MetricsWriter
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _CACHE_EVENT = "/jax/compilation_cache/cache_hits"
 # What a run writes beside config.json; a new run removes these and nothing else.
-_FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
+_FILES = ("summary.json", "stages.json", "metrics.jsonl", "report.html", "report.md")
+_STAGES = "stages.json"  # what each part of the work gave, so that it is done once
+_CHECKPOINTS = "checkpoints"
+_LOCK = ".lock"
 _LOG = "log.txt"
 _RECORDS = ("records", "control_records")
 _BEST = ("genotype.json", "weights.npz", "preprocessing.json")
@@ -138,6 +144,7 @@ class Run:
     config: the experiment's config, as `config.to_dict` gives it.
     command: how to run it again.
     already_finished: the directory holds this very run, finished; nothing was touched.
+    resumed: it held this very run, unfinished, and that goes on.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
       the KeyboardInterrupt through need not.
   """
@@ -157,28 +164,41 @@ class Run:
     self.smoke = smoke
     self.config = config
     self.command = command
-    self.already_finished = False
+    self.already_finished = self.resumed = False
     self.interrupted = False
-    self._prepare: Callable[[], list[str]] = list
+    self._prepare: Callable[[bool], list[str]] = lambda resumes: []
+    self._lock = filelock.FileLock(workdir / _LOCK)
     self._console = rich.console.Console(highlight=False, soft_wrap=True)
     self._compiles = (_COMPILES.count, _COMPILES.cached, _COMPILES.seconds)
     self._metrics: MetricsWriter | None = None
 
-  def begin(self) -> None:
-    """Takes the directory: from here on the run before is gone.
+  def begin(self, resumes: bool = False) -> None:
+    """Takes the directory: from here on the run before is gone, or goes on.
 
     An experiment calls it when everything that the user may have got wrong has been
     checked and the data are there; until then nothing in the directory is touched.
 
+    Args:
+      resumes: the experiment goes on with an unfinished run, if `resumed` says so.
+
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be written, or another process is writing it.
     """
     try:
-      kept = self._prepare()
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      self._lock.acquire(timeout=0)
+      kept = self._prepare(resumes)
+    except filelock.Timeout:
+      raise InputError(
+        f"--workdir {self.workdir} is in use by another process; wait for it, or give "
+        "another folder"
+      ) from None
     except OSError as error:
       raise InputError(
         f"cannot use --workdir {self.workdir}: {error.strerror}"
       ) from None
+    if self.resumed:
+      self.log("an unfinished run is here; it goes on")
     if kept:
       self.log(
         "an unfinished run was here; it starts again; the records so far are kept as "
@@ -255,6 +275,47 @@ class Run:
     """A writer of `<name>.jsonl`."""
     return records_lib.RecordWriter(self.workdir / f"{name}.jsonl")
 
+  def checkpoints(self, name: str) -> Checkpoints:
+    """The checkpoints of one part of the work."""
+    return Checkpoints(self.workdir / _CHECKPOINTS / name, self.warn)
+
+  def rewind(self, name: str, count: int, label: str) -> list[dict[str, Any]]:
+    """Forgets what was recorded after a checkpoint.
+
+    Args:
+      name: of the records; the first `count` are kept.
+      count: how many the checkpoint has seen.
+      label: metrics of `label/...` are kept up to that step.
+
+    Returns:
+      The records that are kept.
+    """
+    path = self.workdir / "metrics.jsonl"
+    metrics = records_lib.read(path)
+    kept = [
+      line
+      for line in metrics
+      if line["step"] <= count or not any(k.startswith(f"{label}/") for k in line)
+    ]
+    if len(kept) < len(metrics):
+      text = "".join(json.dumps(line) + "\n" for line in kept)
+      records_lib.write_text(path, text)
+    return records_lib.keep_first(self.workdir / f"{name}.jsonl", count)
+
+  def once(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stage of the work gives: from the run that goes on, if it came so far.
+
+    Args:
+      stage: its name.
+      work: gives plain values by name.
+    """
+    path = self.workdir / _STAGES
+    stages = _read_json(path)
+    if stage not in stages:
+      stages[stage] = work()
+      records_lib.write_json(path, stages)
+    return stages[stage]
+
   def read_records(self, name: str = "records") -> list[dict[str, Any]]:
     """What was recorded so far."""
     return records_lib.read(self.workdir / f"{name}.jsonl")
@@ -292,6 +353,7 @@ class Run:
     """Flushes what is buffered."""
     if self._metrics is not None:
       self._metrics.close()
+    self._lock.release()
 
 
 # What the persistent cache may take, and the shortest compilation worth a file.
@@ -346,8 +408,7 @@ def open_run(
     command: kept for the report.
 
   Returns:
-    The `Run`. A finished run of the same config is left alone and marked
-    `already_finished`; an unfinished one starts again, its records kept under a number.
+    The `Run`. What becomes of a run that is there is said in the body.
 
   Raises:
     InputError: the directory holds something else, or cannot be read.
@@ -361,21 +422,33 @@ def open_run(
     "config": config_lib.to_dict(config),
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
+  # What becomes of a run that is in the folder; the first that holds:
+  # 1. --overwrite: everything that a run writes goes, a new run starts.
+  # 2. Nothing was measured in it: the same.
+  # 3. It is another experiment, seed or config in what matters: refused, with fields.
+  # 4. It is finished: nothing is touched, its result is shown.
+  # 5. It has checkpoints, and the experiment resumes: it goes on. Each search does from
+  #    its newest checkpoint that can be read (an older one if that is damaged, with a
+  #    warning), what was recorded later is forgotten, and what a stage gave is kept.
+  # 6. Else it starts again, and its records so far are kept under a number.
   try:
     before = _read_before(folder)
     if not overwrite and not _recorded(folder):
       before = {}  # it stopped before anything was measured: nothing to protect
     if before and not overwrite:
-      _check_same(folder, before, identity)
+      _check_same(folder, before, identity, config_lib.immaterial(config))
       run.already_finished = run.read_summary().get("status") == "finished"
     _check_writable(folder)
   except OSError as error:
     raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
 
-  def prepare() -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
+  def prepare(resumes: bool) -> list[str]:
     kept = []
-    if before:
+    checkpoints = folder / _CHECKPOINTS
+    run.resumed = bool(
+      resumes and before and not overwrite and any(checkpoints.glob("*/*"))
+    )
+    if before and not run.resumed:
       kept = [] if overwrite else _keep_records(folder)
       _clear(folder, everything=overwrite)
     records_lib.write_json(folder / "config.json", identity)
@@ -403,7 +476,8 @@ def _read_before(folder: pathlib.Path) -> dict[str, Any]:
   before = _read_json(folder / "config.json")
   # Many tools write a config.json: one that names no experiment is not ours to replace.
   is_run = {"experiment", "seed", "config"} <= before.keys()
-  if not is_run and folder.is_dir() and any(folder.iterdir()):
+  found = (path for path in folder.glob("*") if path.name != _LOCK)
+  if not is_run and any(found):
     raise InputError(f"--workdir {folder} is not empty and holds no run; give another")
   return before
 
@@ -414,10 +488,16 @@ def _recorded(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in names)
 
 
-def _check_same(folder: pathlib.Path, before: dict, identity: dict) -> None:
+def _check_same(
+  folder: pathlib.Path, before: dict, identity: dict, immaterial: set[str]
+) -> None:
   # Equal configs have equal fingerprints: it would say nothing to the user.
   found = {**before, "fingerprint": identity["fingerprint"]}
-  differing = config_lib.differences(found, identity)
+  differing = [
+    line
+    for line in config_lib.differences(found, identity)
+    if line.partition(":")[0].removeprefix("config.") not in immaterial
+  ]
   if differing:
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise InputError(
@@ -465,3 +545,4 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
       paths += [path for path in numbered if path.suffixes[0][1:].isdigit()]
   for path in paths:
     path.unlink(missing_ok=True)
+  shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)

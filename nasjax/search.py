@@ -26,8 +26,50 @@ from nasjax.training import profile
 MAX_IDLE_ROUNDS = 1000
 
 
+class SearchState(NamedTuple):
+  """Where a search is: with its key, all that the rounds to come depend on.
+
+  Attributes:
+    number: rounds that were done.
+    idle: how many of the last found nothing new to try.
+    strategy: its state.
+    estimator: its state.
+    genotypes: `[N, D]` int32, what was estimated, in that order.
+    scores: `[N]` float32 of these.
+  """
+
+  number: int
+  idle: int
+  strategy: Any
+  estimator: Any
+  genotypes: np.ndarray
+  scores: np.ndarray
+
+
+def begin(strategy: Strategy, estimator: Estimator, key: jax.Array) -> SearchState:
+  """The state before the first round; see `run`."""
+  (init_key,) = keys.named(key, "init")
+  strategy_key, estimator_key = keys.named(init_key, "strategy", "estimator")
+  # Not jitted: what it puts into the state would be constants of a program of its own.
+  state = strategy.init(strategy_key)
+  return SearchState(
+    number=0,
+    idle=0,
+    strategy=state,
+    estimator=estimator.init(estimator_key),
+    genotypes=np.zeros((0, 0), np.int32),
+    scores=np.zeros(0, np.float32),
+  )
+
+
 def run(
-  strategy: Strategy, estimator: Estimator, key: jax.Array, *, num_rounds: int
+  strategy: Strategy,
+  estimator: Estimator,
+  key: jax.Array,
+  *,
+  num_rounds: int,
+  state: SearchState | None = None,
+  on_state: Callable[[SearchState], None] = lambda state: None,
 ) -> Iterator[Round]:
   """Runs rounds of ask, estimate, tell; yields each as it is done.
 
@@ -40,8 +82,12 @@ def run(
   Args:
     strategy: which children are tried.
     estimator: how good they are.
-    key: typed key of the run; round r uses `fold_in(key, r)` only.
-    num_rounds: at most.
+    key: typed key of the run; round r uses `fold_in(key, r)` only, so a search that
+      goes on from the state after some round equals one that was not interrupted.
+    num_rounds: at most, those that the state has behind it included.
+    state: where to go on; None for `begin`.
+    on_state: called with the state after every round, when the caller has dealt with
+      what was yielded of it.
 
   Yields:
     One `Round` each.
@@ -51,40 +97,46 @@ def run(
   """
   if num_rounds < 1:
     raise InputError(f"a search needs at least one round, got {num_rounds}")
-  init_key, rounds_key = keys.named(key, "init", "rounds")
-  strategy_key, estimator_key = keys.named(init_key, "strategy", "estimator")
-  # Not jitted: what it puts into the state would be constants of a program of its own.
-  strategy_state = strategy.init(strategy_key)
-  estimator_state = estimator.init(estimator_key)
+  (rounds_key,) = keys.named(key, "rounds")
+  state = begin(strategy, estimator, key) if state is None else state
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
-  known: dict[bytes, float] = {}
-  idle = 0
-  for number in range(num_rounds):
+  known = {
+    genotype.tobytes(): score for genotype, score in zip(state.genotypes, state.scores)
+  }
+  while state.number < num_rounds and state.idle < MAX_IDLE_ROUNDS:
+    number = state.number
     round_key = jax.random.fold_in(rounds_key, number)
     ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
-    asked, strategy_state = ask(ask_key, strategy_state)
+    asked, strategy_state = ask(ask_key, state.strategy)
     asked = np.asarray(asked, np.int32)
     names = [genotype.tobytes() for genotype in asked]
     fresh = [
       i for i, name in enumerate(names) if name not in known and names.index(name) == i
     ]
     if not fresh:
-      idle += 1
-      if idle >= MAX_IDLE_ROUNDS:
-        return
       scores = np.asarray([known[name] for name in names], np.float32)
       strategy_state, _ = tell(tell_key, strategy_state, asked, scores)
+      state = state._replace(
+        number=number + 1, idle=state.idle + 1, strategy=strategy_state
+      )
       continue
-    idle = 0
     estimator_state, evaluation = estimator.estimate(
-      estimate_key, estimator_state, asked[fresh]
+      estimate_key, state.estimator, asked[fresh]
     )
-    known |= {
-      names[i]: float(score) for i, score in zip(fresh, np.asarray(evaluation.score))
-    }
+    measured = np.asarray(evaluation.score, np.float32)
+    known |= {names[i]: score for i, score in zip(fresh, measured)}
     scores = np.asarray([known[name] for name in names], np.float32)
     strategy_state, info = tell(tell_key, strategy_state, asked, scores)
     info = {name: np.asarray(value) for name, value in info.items()}
+    tried = state.genotypes.reshape(len(state.genotypes), asked.shape[1])
+    state = SearchState(
+      number=number + 1,
+      idle=0,
+      strategy=strategy_state,
+      estimator=estimator_state,
+      genotypes=np.concatenate([tried, asked[fresh]]),
+      scores=np.concatenate([state.scores, measured]),
+    )
     yield Round(
       number=number,
       genotypes=asked[fresh],
@@ -92,6 +144,7 @@ def run(
       info={k: v[fresh] if v.ndim else v.item() for k, v in info.items()},
       skipped=len(names) - len(fresh),
     )
+    on_state(state)
 
 
 class Best(NamedTuple):

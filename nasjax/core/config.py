@@ -20,20 +20,34 @@ from nasjax.core.types import InputError
 PREFIX = "config"
 
 
-def field(default: Any, help_text: str, choices: Sequence[str] | None = None) -> Any:
-  """A field with a line of help and, for a string or several, the legal values."""
-  metadata = {"help": help_text, "choices": tuple(choices) if choices else None}
+def field(
+  default: Any,
+  help_text: str,
+  choices: Sequence[str] | None = None,
+  matters: bool = True,
+) -> Any:
+  """A field with a line of help and, for a string or several, the legal values.
+
+  One that does not matter changes how a run is done and not what it finds: a run may go
+  on with another value of it.
+  """
+  metadata = {
+    "help": help_text,
+    "choices": tuple(choices) if choices else None,
+    "matters": matters,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
 class Leaf(typing.NamedTuple):
-  """One leaf field: dotted name, value, annotation, help, choices."""
+  """One leaf field: dotted name, value, annotation, help, choices, `matters`."""
 
   name: str
   value: Any
   annotation: Any
   help: str
   choices: tuple[str, ...] | None
+  matters: bool
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[Leaf]:
@@ -50,6 +64,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[Leaf]:
         hints[item.name],
         item.metadata.get("help", ""),
         item.metadata.get("choices"),
+        item.metadata.get("matters", True),
       )
 
 
@@ -262,9 +277,17 @@ def from_dict(config: Any, values: dict[str, Any]) -> Any:
 
 
 def fingerprint(config: Any) -> str:
-  """16 hexadecimal digits that differ when any value of the config does."""
-  text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+  """16 hexadecimal digits that differ when any value that matters does."""
+  values = _flatten(to_dict(config))
+  for name in immaterial(config):
+    values.pop(name, None)
+  text = json.dumps(values, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def immaterial(config: Any) -> set[str]:
+  """Dotted names of the fields that do not matter, see `field`."""
+  return {leaf.name for leaf in leaves(config) if not leaf.matters}
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

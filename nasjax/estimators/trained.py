@@ -15,11 +15,13 @@ from nasjax.data.base import Dataset
 from nasjax.estimators.base import Estimator
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training import planned as planned_lib
 from nasjax.training import profile, shared_weights
 from nasjax.training import rungs as rungs_lib
+from nasjax.training.children import Child
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Layout, Plan
-from nasjax.training.population import Child, device_data, population_trainer
+from nasjax.training.population import device_data, population_trainer, profile_for
 from nasjax.training.step import SCORES, Hyper
 
 
@@ -62,10 +64,12 @@ class TrainedState(NamedTuple):
   Attributes:
     shared: weights by bigram, empty without one-shot.
     halving: what earlier children reached at each rung; None without rungs.
+    planned: what plans know: programs compiled in this search, and the device.
   """
 
   shared: shared_weights.SharedWeights
   halving: rungs_lib.Halving | None
+  planned: planned_lib.Planned
 
 
 def trained(
@@ -156,7 +160,6 @@ def trained(
     epochs=epochs,
     batch_size=batch_size,
     layout=layout,
-    device_profile=None if device == "measured" else profile.GIVEN[device],
     num_devices=num_devices,
     memory_limit_gb=memory_limit_gb,
     compute_dtype=compute_dtype,
@@ -169,10 +172,13 @@ def trained(
 
   def init(key: jax.Array) -> TrainedState:
     del key
-    return TrainedState(shared_weights.empty(), first_halving)
+    believed = profile_for(layout) if device == "measured" else profile.GIVEN[device]
+    planned = planned_lib.begin(space, believed)
+    return TrainedState(shared_weights.empty(), first_halving, planned)
 
-  def halved(key, genotypes, halving, load, on_child):
-    """The children of a round, trained to one rung after another, and the new rule."""
+  def halved(key, genotypes, halving, planned, load, on_child):
+    """The children of a round, trained to one rung after another, and the new rule and
+    plans' knowledge."""
     children: dict[int, Child] = {}
     seconds = np.zeros(len(genotypes))
     left, going_on = np.arange(len(genotypes)), list[Child]()
@@ -180,6 +186,12 @@ def trained(
     for rung, stop_after in enumerate(stages):
       final = rung == len(stages) - 1
       before = seconds.copy()
+      plans: list[Plan] = []
+
+      def planning(plan, rung=rung, plans=plans):
+        plans.append(plan)
+        if on_plan:
+          on_plan(plan, rung)
 
       def finish(place, child, left=left, before=before):
         i = left[place]
@@ -192,10 +204,13 @@ def trained(
         Hyper(learning_rate, patience, final_rate=final_rate, stop_after=stop_after),
         load=load,
         on_child=finish if final else None,
-        on_plan=(lambda plan, rung=rung: on_plan(plan, rung)) if on_plan else None,
+        on_plan=planning,
         before=going_on,
         keep=not final,
+        planned=planned,
       )
+      for plan in plans:
+        planned = planned_lib.after(planned, plan, space)
       if final:
         break
       there = np.array([child.epochs_run == stop_after for child in trained_to])
@@ -213,7 +228,7 @@ def trained(
       left, going_on = left[on], [trained_to[place] for place in np.flatnonzero(on)]
       if not going_on:
         break
-    return [children[i] for i in range(len(genotypes))], halving
+    return [children[i] for i in range(len(genotypes))], halving, planned
 
   def estimate(
     key: jax.Array,
@@ -225,7 +240,7 @@ def trained(
       raise InputError(
         f"this estimator trains {epochs} epochs; build another one for {fidelity}"
       )
-    shared, halving = state
+    shared, halving, planned = state
     shared_layers: dict[Any, int] = {}
 
     def load(layers, fresh):
@@ -236,8 +251,9 @@ def trained(
       if on_child:
         on_child(i, child, child_score(child))
 
-    children, halving = halved(
-      key, np.asarray(genotypes), halving, load if shared.weights else None, report
+    genotypes, load_shared = np.asarray(genotypes), load if shared.weights else None
+    children, halving, planned = halved(
+      key, genotypes, halving, planned, load_shared, report
     )
     scores = [child_score(child) for child in children]
     if one_shot != "off":
@@ -249,6 +265,6 @@ def trained(
       shared = shared_weights.store(shared, trained_children, one_shot)
     loaded = [shared_layers.get(child.layers, 0) for child in children]
     evaluation = evaluation_of(children, scores, num_features, num_outputs, loaded)
-    return TrainedState(shared, halving), evaluation
+    return TrainedState(shared, halving, planned), evaluation
 
   return Estimator(init, estimate)

@@ -102,6 +102,23 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   return records
 
 
+def keep_first(path: str | os.PathLike, count: int) -> list[dict[str, Any]]:
+  """Cuts a file of records after the first `count`, atomically; gives these back.
+
+  Raises:
+    InputError: there are not so many.
+  """
+  records = read(path)
+  if len(records) < count:
+    raise InputError(
+      f"{path} holds {len(records)} records where a checkpoint has seen {count}; "
+      "--overwrite starts again"
+    )
+  if len(records) > count:
+    write_text(path, "".join(json.dumps(each) + "\n" for each in records[:count]))
+  return records[:count]
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
   """Writes a whole file or nothing: to a neighbour first, then renamed."""
   target = pathlib.Path(path)

@@ -27,6 +27,7 @@ from nasjax.core.types import InputError
 from nasjax.networks import mlp, tiled
 from nasjax.spaces.mlp_chain import Layer, MLPChain
 from nasjax.training import packing
+from nasjax.training import planned as planned_lib
 from nasjax.training import profile as profile_lib
 from nasjax.training.children import Child, LoadWeights, Round, exact_of
 from nasjax.training.losses import Task
@@ -65,8 +66,7 @@ def population_trainer(
     epochs: T, at most.
     batch_size: B.
     layout: see `training.packing`.
-    device_profile: what the planner believes of the device; measured (or read from the
-      user's cache folder) when the plan first needs one.
+    device_profile: what the planner believes of the device; None for `profile_for`.
     num_devices: over how many devices a vmapped population is sharded; None for all.
     memory_limit_gb: what a vmapped population may take of each device; None for nine
       tenths of what is free. What does not fit is trained in parts.
@@ -75,13 +75,14 @@ def population_trainer(
 
   Returns:
     `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None,
-    before=(), keep=False) -> list[Child]`. `load(layers, fresh)` may replace a child's
-    fresh weights (one-shot); `on_child(i, child)` is called as each child is done, in
-    the order in which they are; `on_plan(plan)` before the first starts. `before` are
-    children of the same key that are to be trained on, from where they were paused, or,
-    where nothing was kept, from the start, which gives the same. `keep` keeps that, if
-    it takes less than a quarter of the free memory. Compiled programs are kept between
-    calls.
+    before=(), keep=False, planned=None) -> list[Child]`. `load(layers, fresh)` may
+    replace a child's fresh weights (one-shot); `on_child(i, child)` is called as each
+    child is done, in the order in which they are; `on_plan(plan)` before the first
+    starts. `before` are children of the same key and as many epochs that are to be
+    trained on, from where they were paused, or, where that was not kept, from the
+    start, which gives the same. `keep` keeps it, if it takes less than a quarter of the
+    free memory. Compiled programs are kept between calls; a plan knows of those, or,
+    where `planned` is given, of what that says.
 
   Raises:
     InputError: for a layout, a batch size, a number of epochs or of devices, or a type
@@ -122,15 +123,19 @@ def population_trainer(
       "the layout tiled is for one CPU, float32 and a space whose largest chain takes "
       f"less than {MOST_TILE_BYTES >> 20} MiB"
     )
-  profile = device_profile
-  if profile is None and layout in ("exact", "padded", "tiled"):
-    profile = profile_lib.ANY  # one kind of program leaves nothing to weigh
 
-  def plan(chains: list[tuple[Layer, ...]], num_epochs: int, steps: int) -> Plan:
-    nonlocal profile
-    profile = profile or profile_lib.load_or_measure()
+  @functools.cache
+  def profile() -> profile_lib.DeviceProfile:
+    return device_profile or profile_for(layout)
+
+  def plan(
+    chains: list[tuple[Layer, ...]],
+    num_epochs: int,
+    steps: int,
+    state: planned_lib.Planned | None,
+  ) -> Plan:
     cost = packing.CostModel(
-      profile=profile,
+      profile=planned_lib.profile_of(state) if state else profile(),
       num_features=data.x_train.shape[1],
       num_outputs=num_outputs,
       batch_size=min(batch_size, num_rows),
@@ -139,7 +144,8 @@ def population_trainer(
       vmapped=vmapped,
       tiled=programs.can_tile,
     )
-    return packing.make_plan(chains, programs.known(), cost, layout, whole)
+    known = planned_lib.programs_of(state, space) if state else programs.known()
+    return packing.make_plan(chains, known, cost, layout, whole)
 
   def train(
     key: jax.Array,
@@ -150,6 +156,7 @@ def population_trainer(
     on_plan: OnPlan | None = None,
     before: Sequence[Child] = (),
     keep: bool = False,
+    planned: planned_lib.Planned | None = None,
   ) -> list[Child]:
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
@@ -174,13 +181,21 @@ def population_trainer(
       cancelled=threading.Event(),
     )
     done = before[0].epochs_run if before else 0
-    the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps)
+    the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps, planned)
     if on_plan:
       on_plan(the_plan)
     together = functools.partial(train_together, programs, work, limit, log)
     return _run(programs, the_plan, work, together if vmapped else None, on_child)
 
   return train
+
+
+def profile_for(layout: Layout) -> profile_lib.DeviceProfile:
+  """What a planner believes of this device: measured, or read from the user's cache
+  folder; where the layout leaves nothing to weigh, nothing is measured."""
+  if layout in ("exact", "padded", "tiled"):
+    return profile_lib.ANY
+  return profile_lib.load_or_measure()
 
 
 def _free_bytes() -> float:

@@ -22,8 +22,9 @@ from sklearn.model_selection import train_test_split
 from nasjax.data.base import Dataset, Split
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.training.children import Child
 from nasjax.training.losses import get_task
-from nasjax.training.population import Child, device_data, population_trainer
+from nasjax.training.population import device_data, population_trainer
 from nasjax.training.step import Hyper, judge, predict
 
 
