@@ -353,6 +353,7 @@ class Run:
     """Flushes what is buffered."""
     if self._metrics is not None:
       self._metrics.close()
+      self._metrics = None
     self._lock.release()
 
 

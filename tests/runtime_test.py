@@ -32,11 +32,20 @@ def start(tmp_path):
   """Opens a run in one folder; keyword arguments change its identity."""
   opened = []
 
-  def start(folder=tmp_path / "run", experiment="toy", seed=0, config=None, **options):
+  def start(
+    folder=tmp_path / "run",
+    experiment="toy",
+    seed=0,
+    config=None,
+    resumes=False,
+    **options,
+  ):
     config = Config() if config is None else config
+    for run in opened:
+      run.close()
     opened.append(runtime.open_run(folder, experiment, seed, config, **options))
     if not opened[-1].already_finished:
-      opened[-1].begin()
+      opened[-1].begin(resumes)
     return opened[-1]
 
   yield start
@@ -75,7 +84,8 @@ def test_a_new_run_writes_its_identity(start, tmp_path):
       "label": "a",
     },
   }
-  assert os.listdir(run.workdir) == ["config.json"]  # and no temporary file
+  # And no temporary file.
+  assert sorted(os.listdir(run.workdir)) == [".lock", "config.json"]
   assert run.config == config_lib.to_dict(Config())
   assert (run.smoke, run.command, run.already_finished) == (
     True,
@@ -185,8 +195,99 @@ def test_an_unfinished_run_starts_again_and_keeps_its_records(start):
     assert f"records.{number}.jsonl" in (folder / "log.txt").read_text()
     assert run.read_records() == [] and run.read_summary() == {}
   left = {path.name for path in folder.rglob("*") if path.is_file()}
-  assert left == {"config.json", "log.txt", "records.1.jsonl", "records.2.jsonl"}
+  kept = {"records.1.jsonl", "records.2.jsonl"}
+  assert left == {".lock", "config.json", "log.txt"} | kept
   assert (folder / "log.txt").read_text().count("first") == 2
+
+
+def saved(run, rounds):
+  """Leaves a checkpoint after each of some rounds of two children."""
+  with run.checkpoints("search") as checkpoints, run.records() as records:
+    for number in range(1, rounds + 1):
+      for index in range(2):
+        records.write({"index": 2 * number - 2 + index})
+      run.metrics.write(2 * number, {"search/best_score": 0.5})
+      run.metrics.write(2 * number, {"control/best_score": 0.5})
+      checkpoints.save(number, {"count": 2 * number})
+
+
+def test_an_unfinished_run_with_checkpoints_goes_on(start):
+  saved(start(), 3)
+  run = start(resumes=True)
+  assert run.resumed and "goes on" in (run.workdir / "log.txt").read_text()
+  step, state = run.checkpoints("search").restore({"count": 0})
+  assert (step, state) == (3, {"count": 6})
+  # Whatever was recorded later is not known to the state that goes on.
+  assert len(run.rewind("records", 4, "search")) == 4 == len(run.read_records())
+  metrics = (run.workdir / "metrics.jsonl").read_text().splitlines()
+  left = [(json.loads(line)["step"], "search" in line) for line in metrics]
+  assert left == [(2, True), (2, False), (4, True), (4, False), (6, False)]
+  with pytest.raises(InputError, match="holds 4 records where a checkpoint has seen 5"):
+    run.rewind("records", 5, "search")
+
+
+def test_who_does_not_resume_or_has_no_checkpoint_starts_again(start):
+  saved(start(), 1)
+  run = start()
+  assert not run.resumed and run.read_records() == []
+  assert not (run.workdir / "checkpoints").exists()
+  fill(run, "interrupted")
+  assert not start(resumes=True).resumed
+  saved(start(), 1)
+  run = start(resumes=True, overwrite=True)
+  assert not run.resumed and not (run.workdir / "checkpoints").exists()
+
+
+def test_a_stage_is_done_once(start):
+  run, calls = start(), []
+
+  def work():
+    calls.append(1)
+    return {"score": 0.1, "words": None}
+
+  first = run.once("a", work)
+  saved(run, 1)
+  run = start(resumes=True)
+  assert run.once("a", work) == first == {"score": 0.1, "words": None}
+  assert len(calls) == 1
+  run.once("b", work)
+  assert len(calls) == 2
+
+
+HOLDER = """
+import sys, filelock
+filelock.FileLock(sys.argv[1]).acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(start):
+  fill(start(), "interrupted")
+  run = start(experiment="toy")
+  run.close()
+  before = snapshot(run.workdir)
+  command = [sys.executable, "-c", HOLDER, str(run.workdir / ".lock")]
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="in use by another process"):
+      start()
+    assert snapshot(run.workdir) == before
+    holder.kill()  # whoever dies holds nothing
+  start()
+
+
+def test_a_field_that_does_not_matter_may_change(start):
+  @dataclasses.dataclass(frozen=True)
+  class Sized:
+    rate: float = 0.1
+    memory: float = config_lib.field(1.0, "of the machine", matters=False)
+
+  saved(start(config=Sized()), 1)
+  with pytest.raises(InputError, match=r"config.rate: 0.1 -> 0.2\)"):
+    start(config=Sized(0.2, 2.0), resumes=True)
+  assert start(config=Sized(0.1, 2.0), resumes=True).resumed
 
 
 def test_overwrite_removes_only_what_a_run_writes(start):
@@ -200,7 +301,7 @@ def test_overwrite_removes_only_what_a_run_writes(start):
     path.write_text("mine")
   run = start(overwrite=True, seed=1)
   left = {path for path in folder.rglob("*") if path.is_file()}
-  assert left == {folder / "config.json", *foreign}
+  assert left == {folder / ".lock", folder / "config.json", *foreign}
   assert json.loads((folder / "config.json").read_text())["seed"] == 1
   assert not run.already_finished
 
