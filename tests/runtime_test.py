@@ -256,7 +256,8 @@ def test_a_stage_is_done_once(start):
 
 HOLDER = """
 import sys, filelock
-filelock.FileLock(sys.argv[1]).acquire()
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
 print("held", flush=True)
 sys.stdin.read()
 """
