@@ -33,7 +33,8 @@ _CACHE_EVENT = "/jax/compilation_cache/cache_hits"
 _FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
 _LOG = "log.txt"
 _RECORDS = ("records", "control_records")
-_BEST = ("genotype.json", "weights.npz", "preprocessing.json")
+_EXPORTS = ("best", "last_good")  # folders of networks
+_EXPORTED = ("genotype.json", "weights.npz", "preprocessing.json")
 _LOG_EVERY_SECONDS = 5.0
 
 
@@ -455,7 +456,7 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
   """Removes what the run before wrote; its log and kept records only on request."""
   paths = [folder / name for name in _FILES]
   paths += [folder / f"{name}.jsonl" for name in _RECORDS]
-  paths += [folder / "best" / name for name in _BEST]
+  paths += [folder / part / name for part in _EXPORTS for name in _EXPORTED]
   paths += (folder / "tensorboard").glob("events.out.tfevents.*")
   if everything:
     paths.append(folder / _LOG)
