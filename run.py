@@ -32,6 +32,7 @@ from nasjax.core.types import InputError
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 _INTERRUPTED = 130
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_WIDEST_LEFT = 60  # characters of help's first column
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
 # Flags that start from another configuration, in the order in which they are applied:
 # flag -> (what an experiment calls its table of them, what help says).
@@ -134,8 +135,15 @@ def _help(name: str | None, known: dict[str, str]) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
-  width = max((len(left) for left, _ in rows), default=0)
-  return [f"  {left.ljust(width)}  {right}".rstrip() for left, right in rows]
+  """Two columns; what is too long for the first has the second on a line of its own."""
+  short = [len(left) for left, _ in rows if len(left) <= _WIDEST_LEFT]
+  width, lines = max(short, default=0), []
+  for left, right in rows:
+    if len(left) > _WIDEST_LEFT:
+      lines.append(f"  {left}")
+      left = ""
+    lines.append(f"  {left.ljust(width)}  {right}".rstrip())
+  return lines
 
 
 def _default_workdir(name: str, seed: int, smoke: bool) -> str:
@@ -179,10 +187,13 @@ def _execute(arguments: Sequence[str]) -> int:
     config = config.smoke()
   config = config_lib.from_flags(config, flag_values)
 
-  from nasjax import runtime  # slow to import: a mistake above has answered by now
+  from nasjax import (  # slow to import: a mistake above has answered by now
+    runtime,
+    workdir,
+  )
 
   seed, smoke = flag_values.seed, flag_values.smoke
-  run = runtime.open_run(
+  run = workdir.open_run(
     flag_values.workdir or _default_workdir(name, seed, smoke),
     name,
     seed,

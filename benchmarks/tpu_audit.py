@@ -5,8 +5,9 @@
   python -m benchmarks.tpu_audit --populations=1000 --layouts=padded --chips=4
   python -m benchmarks.tpu_audit --populations=10 --frames='64 64,128 128'
 
-XLA compiles the population's step in both of its layouts, the controller's round and
-the retraining step for the device; nothing is run. Compile seconds, peak memory and
+XLA compiles the population's step in both of its layouts, the controller's round, the
+retraining step and the exact step of a DARTS search (the paper's supernet on CIFAR-10,
+batches of 64) for the device; nothing is run. Compile seconds, peak memory and
 collectives are those of a whole epoch on MNIST. One step is compiled by itself for the
 rest, as XLA's cost analysis counts the body of a loop once. The seconds are XLA's own
 estimate, without the kernels that it has none for.
@@ -39,13 +40,16 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from nasjax.networks import mlp
+from nasjax.networks import cell_cnn, mlp, supernet_cnn
 from nasjax.spaces import base
+from nasjax.spaces.conv_cell import ConvCell
 from nasjax.spaces.mlp_chain import Dense, MLPChain
+from nasjax.strategies.darts import darts
 from nasjax.strategies.reinforce import reinforce
-from nasjax.training import flops, packing, profile, step
+from nasjax.training import cells, flops, packing, profile, step
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Program
+from nasjax.training.population import DTYPES
 from nasjax.training.programs import Programs
 
 # This machine computes on its CPU, and libtpu, which is only asked to compile, need not
@@ -71,6 +75,8 @@ COLLECTIVES = re.compile(
   r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
 LAYOUTS = ("padded", "bucketed")
+# Of the DARTS search: images, classes, channels, cells, nodes; rows of a batch.
+SUPERNET, SEARCH_BATCH = ((32, 32, 3), 10, 16, 8, 4), 64
 WINNER = "512 relu - 512 relu - 256 relu - dropout 0.2"
 SHAPE = jax.ShapeDtypeStruct
 
@@ -177,8 +183,8 @@ def _timed(lower) -> tuple[Any, float]:
   return compiled, time.perf_counter() - start
 
 
-def _enter_memory(row: Row, lower, chips: int = 1) -> None:
-  """Compiles a whole epoch or call, and enters what it holds."""
+def _enter_memory(row: Row, lower, chips: int = 1):
+  """Compiles a whole epoch or call, and enters what it holds; what was compiled."""
   compiled, row.compile_seconds = _timed(lower)
   if chips > 1:  # on one there is none, and libtpu 0.0.52 cannot print all programs
     row.collectives = len(COLLECTIVES.findall(compiled.as_text()))
@@ -189,11 +195,12 @@ def _enter_memory(row: Row, lower, chips: int = 1) -> None:
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes
   ) / 1e9
+  return compiled
 
 
-def _enter_costs(row: Row, lower) -> None:
-  """Compiles one step, and enters what it does."""
-  costs = _timed(lower)[0].cost_analysis()
+def _enter_costs(row: Row, compiled) -> None:
+  """Enters what one compiled step does."""
+  costs = compiled.cost_analysis()
   row.flops, row.bytes = costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
   # A kernel without an estimate counts as minus one second.
   seconds = costs.get("optimal_seconds", 0.0)
@@ -250,7 +257,7 @@ class Audit:
       row.failure += f": trained in {row.parts} parts"
       return row
     # Few rows, so that nothing done once an epoch hides the step.
-    _enter_costs(row, lambda: lower(1, 512, 8))
+    _enter_costs(row, _timed(lambda: lower(1, 512, 8))[0])
     row.least = self.least(chains, batch) / self.chips
     return row
 
@@ -345,6 +352,32 @@ class Audit:
       "retraining", Program(layers, None), 0, batch=RETRAIN_BATCH, chains=[layers]
     )
 
+  def search_step(self, dtype: str) -> Row:
+    """The exact second-order step of a DARTS search, on one chip."""
+    plan = cell_cnn.make_plan(*SUPERNET)
+    form = supernet_cnn.Form(stacked=True, dtype=dtype)
+    loss = cells.supernet_loss(plan, get_task("multiclass"), form)
+    strategy = darts(
+      lambda key: supernet_cnn.init(np.uint32(0), plan),
+      lambda key: supernet_cnn.init_alphas(key, plan.nodes),
+      loss,
+      loss,
+      ConvCell(plan.nodes).derive,
+      num_steps=1,
+    )
+    batch = cells.Batch(
+      SHAPE((SEARCH_BATCH, *plan.image), jnp.float32),
+      SHAPE((SEARCH_BATCH,), jnp.int32),
+    )
+    state = jax.eval_shape(strategy.init, jax.eval_shape(lambda: jax.random.key(0)))
+    arguments = self._on_one_chip((state, batch, batch))
+    run = jax.jit(strategy.step, donate_argnums=0)
+    row = Row(f"DARTS step, {dtype}", 1)
+    compiled = _enter_memory(row, functools.partial(run.lower, *arguments))
+    _enter_costs(row, compiled)
+    row.least = flops.count(strategy.step, *arguments) / self.profile.flops
+    return row
+
 
 def _rows(
   audit: Audit, populations: list[int], layouts: list[str], frames: str
@@ -356,6 +389,8 @@ def _rows(
     return
   if audit.chips == 1:
     yield audit.retraining()
+    for dtype in DTYPES:
+      yield audit.search_step(dtype)
   for members in populations:
     if audit.chips == 1:
       yield from audit.controller(members)

@@ -193,7 +193,7 @@ def compare(
 
   Args:
     config: see `CompareConfig`.
-    run: where everything goes.
+    run: where everything goes; after Ctrl-C what the strategies that were done found.
     benchmark: the table.
     protocols: of which the one named "published" has `published` beside it.
     published: figures to stand beside ours.
@@ -235,51 +235,71 @@ def compare(
     "command": run.command,
   }
   found: dict[tuple[int, str], search.Trajectories] = {}
+  done: list[str] = []
   start = time.perf_counter()
   try:
-    with run.progress(len(names) * len(protocols), "strategies") as progress:
+    total = len(names) * len(protocols)
+    with run.progress(total, "comparison", "searches") as progress:
       for name in names:
         tick = time.perf_counter()
-        for i, done in enumerate(
+        for i, trajectories in enumerate(
           _searches(name, config, run, space, benchmark, protocols, estimators)
         ):
-          found[i, name] = done
+          found[i, name] = trajectories
           progress.update(len(found), strategy=name, on=protocols[i].searched)
         seconds[name] = time.perf_counter() - tick
         run.log(f"{name}: {seconds[name]:.1f} s")
-    summary["search_seconds"] = time.perf_counter() - start
-    winners = {}
-    for i, protocol in enumerate(protocols):
-      judged: dict[str, dict[str, np.ndarray]] = {d: {} for d in protocol.judged}
-      for name in names:
-        done = found[i, name]
-        winner = rows[_numbers(space, done.incumbents()[0])]
-        winners[f"{protocol.name}/{name}"] = winner
-        for dataset in protocol.judged:
-          row, test = _result(
-            benchmark, protocol, dataset, name, winner, done, published or {}
-          )
-          summary["results"].append(row)
-          judged[dataset][name] = test
-      for dataset, values in judged.items():
-        if len(values) > 1:
-          summary["pairs"] += [
-            {"protocol": protocol.name, "dataset": dataset, **pair._asdict()}
-            for pair in comparison.pairwise(values)
-          ]
-      summary["anytime"][protocol.name] = {
-        name: _anytime(found[i, name], benchmark, protocol, space, rows)
-        for name in names
-      }
-    summary["sentences"] = common_compare_report.sentences(summary, CONTROL)
-    _keep(run, winners)
+        done.append(name)
     summary["status"] = "finished"
   finally:
+    # Also when interrupted: the strategies that were done are compared.
+    summary["search_seconds"] = time.perf_counter() - start
+    if done:
+      _judge(done, found, run, space, rows, benchmark, protocols, published, summary)
     summary |= run.compile_stats()
     run.write_summary(summary)
-  run.log(f"report: {common_compare_report.write(run, summary)}")
+    if done:
+      run.log(f"report: {common_compare_report.write(run, summary)}")
   for title, table in common_compare_report.tables_of(summary):
     run.table(title, [name for name, _ in table.columns], [list(r) for r in table.rows])
+
+
+def _judge(
+  names: Sequence[str],
+  found: Mapping[tuple[int, str], search.Trajectories],
+  run: Run,
+  space: Any,
+  rows: np.ndarray,
+  benchmark: Benchmark,
+  protocols: Sequence[Protocol],
+  published: Published | None,
+  summary: dict[str, Any],
+) -> None:
+  """Enters what the searches of these strategies found; keeps their winners."""
+  winners = {}
+  for i, protocol in enumerate(protocols):
+    judged: dict[str, dict[str, np.ndarray]] = {d: {} for d in protocol.judged}
+    for name in names:
+      trajectories = found[i, name]
+      winner = rows[_numbers(space, trajectories.incumbents()[0])]
+      winners[f"{protocol.name}/{name}"] = winner
+      for dataset in protocol.judged:
+        row, test = _result(
+          benchmark, protocol, dataset, name, winner, trajectories, published or {}
+        )
+        summary["results"].append(row)
+        judged[dataset][name] = test
+    for dataset, values in judged.items():
+      if len(values) > 1:
+        summary["pairs"] += [
+          {"protocol": protocol.name, "dataset": dataset, **pair._asdict()}
+          for pair in comparison.pairwise(values)
+        ]
+    summary["anytime"][protocol.name] = {
+      name: _anytime(found[i, name], benchmark, protocol, space, rows) for name in names
+    }
+  summary["sentences"] = common_compare_report.sentences(summary, CONTROL)
+  _keep(run, winners)
 
 
 def _described(

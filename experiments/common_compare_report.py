@@ -9,10 +9,23 @@ import numpy as np
 from nasjax.results import comparison, plots, report, tables
 from nasjax.runtime import Run
 
+# What a row of the results has of a strategy, and its heading.
+_FIGURES = {
+  "valid": "validation, %",
+  "test": "test, %",
+  "valid_regret": "validation regret",
+  "test_regret": "test regret",
+}
+_FIGURE_NOTE = (
+  "Mean ± standard deviation over the seeds (standard error of the mean). Regret: "
+  "points below the best that the table holds."
+)
 
-def _accuracy(value: Mapping[str, Any]) -> str:
-  """Mean ± standard deviation, in percent."""
-  return f"{100 * value['mean']:.2f} ± {100 * value['std']:.2f}"
+
+def _spread(value: Mapping[str, Any]) -> str:
+  """Mean ± standard deviation (standard error), in percent."""
+  mean, std, sem = (100 * value[name] for name in ("mean", "std", "sem"))
+  return f"{mean:.2f} ± {std:.2f} ({sem:.3f})"
 
 
 def _signed(value: float | None) -> str:
@@ -42,22 +55,14 @@ def tables_of(summary: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
         cells.append(
           [
             row["strategy"],
-            _accuracy(row["valid"]),
-            _accuracy(row["test"]),
-            f"{100 * row['test']['sem']:.3f}",
-            f"{100 * row['valid_regret']['mean']:.2f}",
-            f"{100 * row['test_regret']['mean']:.2f}",
+            *(_spread(row[name]) for name in _FIGURES),
             f"{row['evaluations']:.0f}",
             *shown,
           ]
         )
       columns = [
         ("strategy", False),
-        ("validation, %", True),
-        ("test, %", True),
-        ("standard error", True),
-        ("validation regret", True),
-        ("test regret", True),
+        *((heading, True) for heading in _FIGURES.values()),
         ("evaluations", True),
         ("published validation", True),
         ("published test", True),
@@ -166,7 +171,7 @@ def write(run: Run, summary: Mapping[str, Any]):
         report.Section(
           title,
           of_table.get(title),
-          [said[name, dataset], *_halving(protocol)],
+          [said[name, dataset], _FIGURE_NOTE, *_halving(protocol)],
           [picture] if i == 0 else [],
         )
       )

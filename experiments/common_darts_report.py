@@ -38,8 +38,13 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
       figures.append((figure, "Every node adds up what its two arrows bring."))
   sections = [
     _result(summary),
-    report.Section("The derived cells", notes=[arch or ""], plots=_shown(figures)),
-    report.Section("The search in pictures", plots=_shown(_searched(searched, space))),
+    report.Section(
+      "The derived cells", notes=[arch or ""], plots=_shown(figures), wide=True
+    ),
+    report.Section("The search in pictures", plots=_shown(_curves(searched, space))),
+    report.Section(
+      "Weights of the operations", plots=_shown(_alphas(searched, space)), wide=True
+    ),
     _epochs(searched),
     report.Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     report.Section(
@@ -62,6 +67,8 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
 
 def headline(summary: Mapping[str, Any]) -> str:
   """What came out, also when random cells are no worse."""
+  if summary.get("failure"):
+    return f"The search failed: {summary['failure']}."
   if summary.get("test_accuracy") is None:
     epochs = summary.get("epochs_searched", 0)
     return f"Interrupted after {epochs} epochs of the search; nothing was tested."
@@ -89,10 +96,7 @@ def _result(summary: Mapping[str, Any]) -> report.Section:
   columns += [("seconds", True)]
   table = tables.table(
     columns,
-    [
-      [name, f"{row['test_accuracy']:.4f}", *map(tables.number, _of(row))]
-      for name, row in rows
-    ],
+    [[name, f"{row['test_accuracy']:.4f}", *_of(row)] for name, row in rows],
     marked=0,
   )
   rows_tested = summary["data"]["rows"]["test"]
@@ -105,8 +109,9 @@ def _result(summary: Mapping[str, Any]) -> report.Section:
   return report.Section("Result", table, [note])
 
 
-def _of(row: Mapping[str, Any]) -> list[Any]:
-  return [row[k] for k in ("test_loss", "num_params", "flops", "train_loss", "seconds")]
+def _of(row: Mapping[str, Any]) -> list[str]:
+  names = ("test_loss", "num_params", "flops", "train_loss")
+  return [*(tables.number(row[k]) for k in names), tables.figure(row["seconds"])]
 
 
 def _epochs(searched: Sequence[Mapping[str, Any]]) -> report.Section:
@@ -122,29 +127,34 @@ def _epochs(searched: Sequence[Mapping[str, Any]]) -> report.Section:
   )
 
 
-def _searched(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
+def collapsed_from(space: ConvCell) -> int:
+  """So many skips in the normal cell, half of its edges, are an alarm."""
+  return space.nodes
+
+
+def _curves(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
   """Figures of the search with the sentence that says what to see."""
   if not searched:
     return []
-  made = [
+  skips = cell_plots.skip_count(searched, 2 * space.nodes, collapsed_from(space))
+  return [
     (
       cell_plots.search_curves(searched),
       "The supernet on its own rows, the weights' and the alphas'.",
     ),
-    (
-      cell_plots.skip_count(searched, 2 * space.nodes),
-      "Skips among the edges that the normal cell would have.",
-    ),
+    (skips, "Of the cell that would be derived after each epoch."),
   ]
+
+
+def _alphas(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
+  """The same for the alphas of each cell."""
   history = [row["alphas"] for row in searched]
-  for name in CELLS:
-    made.append(
-      (
-        cell_plots.alphas_over_time(history, name, PRIMITIVES, edges(space.nodes)),
-        "One picture an edge; bright is heavy.",
-      )
-    )
-  return made
+  note = "A picture for each edge: bright operations are heavy."
+  return [
+    (cell_plots.alphas_over_time(history, name, PRIMITIVES, edges(space.nodes)), note)
+    for name in CELLS
+    if searched
+  ]
 
 
 def _shown(made: Sequence[tuple[Any, str]]) -> list[dict[str, str]]:

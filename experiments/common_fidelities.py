@@ -12,6 +12,7 @@ import scipy.stats
 from nasjax.core import keys
 from nasjax.data.benchmarks import Measured
 from nasjax.predictors import curves, encodings, regressors
+from nasjax.results.tables import counted
 from nasjax.spaces.base import Space
 
 FULL, EPOCHS, ROWS = "full training", "fewer epochs", "fewer rows"
@@ -116,21 +117,17 @@ def estimates(
   def one(kind, name, cost, predicted):
     return Estimate(kind, name, float(cost), [(predicted, everything, truth)])
 
-  yield one(FULL, _count(full, "epoch"), 1.0, truth)
+  yield one(FULL, counted(full, "epoch"), 1.0, truth)
   shares = measured.seconds.astype(float).sum(-1) / total
   for level, epochs in enumerate(measured.epochs[:-1]):
-    yield one(EPOCHS, _count(epochs, "epoch"), shares[level], measured.valid[level])
+    yield one(EPOCHS, counted(epochs, "epoch"), shares[level], measured.valid[level])
   for rows, column in measured.fewer_rows.items():
     if np.isfinite(column).all():
       cost = rows / full_rows if full_rows else math.nan
-      yield one(ROWS, _count(rows, "row"), cost, column)
+      yield one(ROWS, counted(rows, "row"), cost, column)
   yield from _another_seed(measured)
   yield from _extrapolated(config, measured, shares)
   yield from _predicted(config, key, space, genotypes, measured)
-
-
-def _count(number: int, noun: str) -> str:
-  return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _another_seed(measured: Measured) -> Iterator[Estimate]:
@@ -149,7 +146,7 @@ def _another_seed(measured: Measured) -> Iterator[Estimate]:
       others = np.where(known, rest, 0).sum(-1) / known.sum(-1)
       repeats.append((mine, everything, others))
   if repeats:
-    yield Estimate(SEED, f"{_count(measured.epochs[-1], 'epoch')}", 1.0, repeats)
+    yield Estimate(SEED, f"{counted(measured.epochs[-1], 'epoch')}", 1.0, repeats)
 
 
 def _extrapolated(config, measured: Measured, shares) -> Iterator[Estimate]:
@@ -172,7 +169,7 @@ def _extrapolated(config, measured: Measured, shares) -> Iterator[Estimate]:
       padded = np.pad(part, ((0, _CHUNK - len(part)), (0, 0)), constant_values=np.nan)
       done = curves.extrapolate(padded, int(last // unit), noise=_NOISE)
       found[start : start + len(part)] = np.asarray(done.predicted)[: len(part)]
-    name = f"from {_count(measured.epochs[points - 1], 'epoch')}"
+    name = f"from {counted(measured.epochs[points - 1], 'epoch')}"
     repeats = [(found, everything, measured.valid[-1])]
     yield Estimate(CURVE, name, float(shares[points - 1]), repeats)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common_darts import SupernetConfig
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, ConvCell, edges
 from nasjax.strategies import darts
@@ -52,7 +53,8 @@ class Work:
 def _ours(backward: bool) -> Callable[[Work], Callable[[int], None]]:
   def prepare(work: Work) -> Callable[[int], None]:
     plan = work.plan()
-    loss = cells.supernet_loss(plan, get_task("multiclass"))
+    form = SupernetConfig().form()  # as a search on this platform has it
+    loss = cells.supernet_loss(plan, get_task("multiclass"), form)
     weights = jax.device_put(supernet_cnn.init(np.uint32(0), plan))
     alphas = supernet_cnn.init_alphas(jax.random.key(1))
     run = darts.derivatives(loss).both if backward else jax.jit(loss)
@@ -65,7 +67,8 @@ def _ours(backward: bool) -> Callable[[Work], Callable[[int], None]]:
 def _step(order: str) -> Callable[[Work], Callable[[int], None]]:
   def prepare(work: Work) -> Callable[[int], None]:
     plan = work.plan()
-    loss = cells.supernet_loss(plan, get_task("multiclass"))
+    form = SupernetConfig().form()  # as a search on this platform has it
+    loss = cells.supernet_loss(plan, get_task("multiclass"), form)
     batch = cells.Batch(*map(jnp.asarray, work.batch()))
     strategy = darts.darts(
       lambda key: supernet_cnn.init(np.uint32(0), plan),

@@ -44,6 +44,7 @@ from nasjax.results import analysis, comparison, plots, report, tables
 from nasjax.runtime import Run
 
 TOP = (1, 10, 100)  # k of the regrets
+_SHOWN_TOP = 10  # the one of them that is drawn
 # The columns of a table's row that repeats are averaged over.
 FIGURES = ("tau_valid", "tau_test", "tau_best_tenth", *(f"regret_{k}" for k in TOP))
 
@@ -358,19 +359,27 @@ def _report(run: Run, summary: dict[str, Any]):
 
 
 def _plots(group: dict[str, Any]) -> list[dict[str, str]]:
-  """Tau against cost: with validation, among the best, with test."""
+  """Tau against cost: with validation, among the best, with test; and regret."""
   rows = {row["kind"]: row for row in group["rows"]}
   seed, full = rows.get(SEED), rows[FULL]
+  regret = f"regret_{_SHOWN_TOP}"
   made = []
   for figure, title in (
     ("tau_valid", "all architectures, full validation accuracy"),
     ("tau_best_tenth", "best tenth, full validation accuracy"),
     ("tau_test", "all architectures, test accuracy"),
+    (regret, f"the best of the {_SHOWN_TOP} ranked highest, full validation accuracy"),
   ):
+    scale, label, better = 1, "Kendall's tau", "Higher"
+    if figure == regret:
+      scale, label, better = 100, "regret, points", "Lower"
     series = {
       kind: tuple(
-        np.array([row[key] for row in group["rows"] if row["kind"] == kind])
-        for key in ("cost", figure, f"{figure}_low", f"{figure}_high")
+        factor * np.array([row[key] for row in group["rows"] if row["kind"] == kind])
+        for factor, key in (
+          (1, "cost"),
+          *((scale, f"{figure}{end}") for end in ("", "_low", "_high")),
+        )
       )
       for kind in rows
       if kind not in (FULL, SEED)
@@ -379,8 +388,8 @@ def _plots(group: dict[str, Any]) -> list[dict[str, str]]:
     if figure == "tau_test":
       reference = (full[figure], "full training")
     elif seed is not None:
-      reference = (seed[figure], "another seed, fully trained")
-    drawn = plots.against_cost(series, "Kendall's tau", title, reference=reference)
-    note = "Higher and further left is better; bars: 95 % interval over draws."
+      reference = (scale * seed[figure], "another seed, fully trained")
+    drawn = plots.against_cost(series, label, title, reference=reference)
+    note = f"{better} and further left is better; bars: 95 % interval over draws."
     made.append({"svg": plots.to_svg(drawn), "note": note, "title": title})
   return made

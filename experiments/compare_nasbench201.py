@@ -79,6 +79,11 @@ def run(config: Config, run: Run) -> None:
   if not config.protocols:
     raise InputError(f"--config.protocols: give some of {', '.join(PROTOCOLS)}")
   benchmark = benchmarks.read(config.table)
+  kind = benchmark.space["kind"]
+  if kind != "nasbench201":  # whose published figures are not to stand beside it
+    raise InputError(
+      f"{benchmark.name} is a table of the space {kind}, not nasbench201"
+    )
   default = _SECONDS, "seconds"
   limits = common_compare.budget(config, default)
   protocols = []

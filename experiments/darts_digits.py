@@ -10,7 +10,7 @@ in 4 to 7 minutes a seed on two busy CPU cores with two random cells each.
 
 import dataclasses
 
-from experiments import common_darts
+from experiments import common_darts, common_darts_run
 from experiments.common import replace
 from nasjax.core.config import field
 from nasjax.data import images
@@ -29,10 +29,10 @@ class DataConfig:
 class Config(common_darts.DARTSConfig):
   """Configuration of `darts_digits`."""
 
-  supernet: common_darts.NetworkConfig = common_darts.NetworkConfig(8, 5)
+  supernet: common_darts.SupernetConfig = common_darts.SupernetConfig(8, 5)
   # An epoch is 11 steps here, 390 on CIFAR-10: alphas must move faster to get anywhere.
   strategy: common_darts.StrategyConfig = common_darts.StrategyConfig(
-    epochs=30, alpha_learning_rate=3e-3
+    epochs=30, alpha_learning_rate=3e-3, crop=0
   )
   # After two reductions 2 x 2 pixels are left: no auxiliary head. Digits are not to be
   # mirrored, and a hole of 16 pixels would be larger than the image.
@@ -64,4 +64,4 @@ def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   common_darts.check(config)
   data = images.digits(seed=run.seed, **dataclasses.asdict(config.data))
-  common_darts.run_darts(config, run, data)
+  common_darts_run.run_darts(config, run, data)

@@ -19,7 +19,7 @@ from nasjax.core.config import field
 from nasjax.core.types import InputError
 from nasjax.results import analysis, comparison, plots, report, runs, tables
 from nasjax.results.runs import Group, RunFiles
-from nasjax.results.tables import figure, number
+from nasjax.results.tables import counted, figure, number
 from nasjax.runtime import Run
 
 _GRID = 200  # budgets that a curve of seconds is drawn at
@@ -245,7 +245,7 @@ def _report(run: Run, together: Sequence[Sequence[Group]], found: list[dict[str,
     run.workdir,
     {
       "experiment": "Comparison of runs",
-      "status": f"{count} runs, {len(found)} tasks",
+      "status": f"{counted(count, 'run')}, {counted(len(found), 'task')}",
       "headline": " ".join(said),
       "warnings": _warnings(together, found),
       "sections": [*sections, report.Section("Run it again", command=run.command)],

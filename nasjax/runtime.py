@@ -2,13 +2,11 @@
 
 import contextlib
 import datetime
-import errno
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,6 @@ import rich.text
 
 import nasjax
 from nasjax.core import cache
-from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
 from nasjax.results import records as records_lib
 from nasjax.results.checkpoints import Checkpoints
@@ -32,14 +29,10 @@ from nasjax.results.metrics import MetricsWriter
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _CACHE_EVENT = "/jax/compilation_cache/cache_hits"
-# What a run writes beside config.json; a new run removes these and nothing else.
-_FILES = ("summary.json", "stages.json", "metrics.jsonl", "report.html", "report.md")
-_STAGES = "stages.json"  # what each part of the work gave, so that it is done once
-_CHECKPOINTS = "checkpoints"
-_LOCK = ".lock"
-_LOG = "log.txt"
-_RECORDS = ("records", "control_records")
-_BEST = ("genotype.json", "weights.npz", "preprocessing.json")
+STAGES = "stages.json"  # what each part of the work gave, so that it is done once
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+LOG = "log.txt"
 _LOG_EVERY_SECONDS = 5.0
 
 
@@ -167,7 +160,7 @@ class Run:
     self.already_finished = self.resumed = False
     self.interrupted = False
     self._prepare: Callable[[bool], list[str]] = lambda resumes: []
-    self._lock = filelock.FileLock(workdir / _LOCK)
+    self._lock = filelock.FileLock(workdir / LOCK)
     self._console = rich.console.Console(highlight=False, soft_wrap=True)
     self._compiles = (_COMPILES.count, _COMPILES.cached, _COMPILES.seconds)
     self._metrics: MetricsWriter | None = None
@@ -218,7 +211,7 @@ class Run:
       self._console.print(message, markup=False)
     else:
       print(f"{now} {message}", flush=True)
-    with open(self.workdir / _LOG, "a", encoding="utf-8") as file:
+    with open(self.workdir / LOG, "a", encoding="utf-8") as file:
       file.write(f"{now} {message}\n")
 
   def warn(self, message: str) -> None:
@@ -277,7 +270,7 @@ class Run:
 
   def checkpoints(self, name: str) -> Checkpoints:
     """The checkpoints of one part of the work."""
-    return Checkpoints(self.workdir / _CHECKPOINTS / name, self.warn)
+    return Checkpoints(self.workdir / CHECKPOINTS / name, self.warn)
 
   def rewind(self, name: str, count: int, label: str) -> list[dict[str, Any]]:
     """Forgets what was recorded after a checkpoint.
@@ -309,8 +302,8 @@ class Run:
       stage: its name.
       work: gives plain values by name.
     """
-    path = self.workdir / _STAGES
-    stages = _read_json(path)
+    path = self.workdir / STAGES
+    stages = records_lib.read_json(path)
     if stage not in stages:
       stages[stage] = work()
       records_lib.write_json(path, stages)
@@ -333,7 +326,7 @@ class Run:
 
   def read_summary(self) -> dict[str, Any]:
     """`summary.json`, or nothing while there is none."""
-    return _read_json(self.workdir / "summary.json")
+    return records_lib.read_json(self.workdir / "summary.json")
 
   def compile_stats(self) -> dict[str, float]:
     """What was compiled since the run began, as `summary.json` has it.
@@ -385,165 +378,3 @@ def use_compilation_cache(folder: str | os.PathLike | None) -> None:
   jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHE_SECONDS)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def open_run(
-  workdir: str | os.PathLike,
-  experiment: str,
-  seed: int,
-  config: Any,
-  *,
-  smoke: bool = False,
-  overwrite: bool = False,
-  command: str = "",
-) -> Run:
-  """Opens a run directory; nothing in it is touched before `Run.begin`.
-
-  Args:
-    workdir: the directory; made when absent.
-    experiment: the experiment's name.
-    seed: the run's seed.
-    config: the experiment's frozen dataclass.
-    smoke: whether it is the smoke version.
-    overwrite: throw away a run that is there (only files that a run writes).
-    command: kept for the report.
-
-  Returns:
-    The `Run`. What becomes of a run that is there is said in the body.
-
-  Raises:
-    InputError: the directory holds something else, or cannot be read.
-  """
-  folder = pathlib.Path(workdir)
-  identity: dict[str, Any] = {
-    "experiment": experiment,
-    "seed": seed,
-    "smoke": smoke,
-    "fingerprint": config_lib.fingerprint(config),
-    "config": config_lib.to_dict(config),
-  }
-  run = Run(folder, experiment, seed, smoke, identity["config"], command)
-  # What becomes of a run that is in the folder; the first that holds:
-  # 1. --overwrite: everything that a run writes goes, a new run starts.
-  # 2. Nothing was measured in it: the same.
-  # 3. It is another experiment, seed or config in what matters: refused, with fields.
-  # 4. It is finished: nothing is touched, its result is shown.
-  # 5. It has checkpoints, and the experiment resumes: it goes on. Each search does from
-  #    its newest checkpoint that can be read (an older one if that is damaged, with a
-  #    warning), what was recorded later is forgotten, and what a stage gave is kept.
-  # 6. Else it starts again, and its records so far are kept under a number.
-  try:
-    before = _read_before(folder)
-    if not overwrite and not _recorded(folder):
-      before = {}  # it stopped before anything was measured: nothing to protect
-    if before and not overwrite:
-      _check_same(folder, before, identity, config_lib.immaterial(config))
-      run.already_finished = run.read_summary().get("status") == "finished"
-    _check_writable(folder)
-  except OSError as error:
-    raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
-
-  def prepare(resumes: bool) -> list[str]:
-    kept = []
-    checkpoints = folder / _CHECKPOINTS
-    run.resumed = bool(
-      resumes and before and not overwrite and any(checkpoints.glob("*/*"))
-    )
-    if before and not run.resumed:
-      kept = [] if overwrite else _keep_records(folder)
-      _clear(folder, everything=overwrite)
-    records_lib.write_json(folder / "config.json", identity)
-    return kept
-
-  run._prepare = prepare
-  return run
-
-
-def _check_writable(folder: pathlib.Path) -> None:
-  """Raises OSError when the folder, or the first parent that exists, takes no file."""
-  folder = folder.absolute()
-  while not folder.exists():
-    folder = folder.parent
-  if not folder.is_dir():
-    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-  if not os.access(folder, os.W_OK | os.X_OK):
-    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def _read_before(folder: pathlib.Path) -> dict[str, Any]:
-  """The `config.json` of the run that the folder holds; nothing if it is new."""
-  if folder.exists() and not folder.is_dir():
-    raise InputError(f"--workdir {folder} is a file; give a folder")
-  before = _read_json(folder / "config.json")
-  # Many tools write a config.json: one that names no experiment is not ours to replace.
-  is_run = {"experiment", "seed", "config"} <= before.keys()
-  found = (path for path in folder.glob("*") if path.name != _LOCK)
-  if not is_run and any(found):
-    raise InputError(f"--workdir {folder} is not empty and holds no run; give another")
-  return before
-
-
-def _recorded(folder: pathlib.Path) -> bool:
-  """Whether the folder holds anything that a run measured."""
-  names = ("summary.json", *(f"{name}.jsonl" for name in _RECORDS))
-  return any((folder / name).exists() for name in names)
-
-
-def _check_same(
-  folder: pathlib.Path, before: dict, identity: dict, immaterial: set[str]
-) -> None:
-  # Equal configs have equal fingerprints: it would say nothing to the user.
-  found = {**before, "fingerprint": identity["fingerprint"]}
-  differing = [
-    line
-    for line in config_lib.differences(found, identity)
-    if line.partition(":")[0].removeprefix("config.") not in immaterial
-  ]
-  if differing:
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    raise InputError(
-      f"--workdir {folder} holds another run ({'; '.join(differing[:3])}{more}); "
-      "give another folder, or --overwrite"
-    )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON: {error}") from None
-  if not isinstance(values, dict):
-    raise InputError(f"{path} holds no JSON object")
-  return values
-
-
-def _keep_records(folder: pathlib.Path) -> list[str]:
-  kept = []
-  for name in _RECORDS:
-    path = folder / f"{name}.jsonl"
-    if path.exists() and path.stat().st_size:
-      number = 1
-      while (folder / f"{name}.{number}.jsonl").exists():
-        number += 1
-      path.rename(folder / f"{name}.{number}.jsonl")
-      kept.append(f"{name}.{number}.jsonl")
-  return kept
-
-
-def _clear(folder: pathlib.Path, everything: bool) -> None:
-  """Removes what the run before wrote; its log and kept records only on request."""
-  paths = [folder / name for name in _FILES]
-  paths += [folder / f"{name}.jsonl" for name in _RECORDS]
-  paths += [folder / "best" / name for name in _BEST]
-  paths += (folder / "tensorboard").glob("events.out.tfevents.*")
-  if everything:
-    paths.append(folder / _LOG)
-    paths += (folder / "parts").glob("*/*.npz")
-    for name in _RECORDS:
-      numbered = folder.glob(f"{name}.*.jsonl")
-      paths += [path for path in numbered if path.suffixes[0][1:].isdigit()]
-  for path in paths:
-    path.unlink(missing_ok=True)
-  shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)

@@ -141,6 +141,16 @@ def test_help_of_an_experiment(toy, capsys, named):
   assert not (toy / "runs").exists()
 
 
+def test_help_gives_what_is_long_a_line_of_its_own():
+  rows = [("--a=1", "one"), ("--many=" + "x" * 60, "long"), ("--ab=2", "two")]
+  assert run._aligned(rows) == [
+    "  --a=1   one",
+    "  --many=" + "x" * 60,
+    "          long",
+    "  --ab=2  two",
+  ]
+
+
 @pytest.mark.parametrize(
   ("arguments", "expected"),
   [

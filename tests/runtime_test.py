@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nasjax import runtime
+from nasjax import runtime, workdir
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
 
@@ -43,7 +43,7 @@ def start(tmp_path):
     config = Config() if config is None else config
     for run in opened:
       run.close()
-    opened.append(runtime.open_run(folder, experiment, seed, config, **options))
+    opened.append(workdir.open_run(folder, experiment, seed, config, **options))
     if not opened[-1].already_finished:
       opened[-1].begin(resumes)
     return opened[-1]
@@ -126,11 +126,11 @@ def test_nothing_is_touched_before_the_run_begins(start, tmp_path, overwrite):
   folder = start().workdir
   fill(start(), "finished" if overwrite else "interrupted")
   before = snapshot(folder)
-  run = runtime.open_run(folder, "toy", 0, Config(), overwrite=overwrite)
+  run = workdir.open_run(folder, "toy", 0, Config(), overwrite=overwrite)
   assert not run.already_finished and snapshot(folder) == before
   run.begin()
   assert snapshot(folder) != before
-  runtime.open_run(tmp_path / "new", "toy", 0, Config())
+  workdir.open_run(tmp_path / "new", "toy", 0, Config())
   assert not (tmp_path / "new").exists()
 
 
@@ -383,14 +383,14 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
   script = """
 import dataclasses, sys, jax
 import jax.numpy as jnp
-from nasjax import runtime
+from nasjax import runtime, workdir
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
   pass
 
 runtime.use_compilation_cache(sys.argv[1])
-run = runtime.open_run(sys.argv[2], "none", 0, Nothing())
+run = workdir.open_run(sys.argv[2], "none", 0, Nothing())
 run.begin()
 jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x) @ x))(jnp.eye(40))
 stats = run.compile_stats()

@@ -13,6 +13,7 @@ import pytest
 from nasjax import search
 from nasjax.core.types import Evaluation, InputError, Round
 from nasjax.estimators.base import Estimator
+from nasjax.estimators.successive_halving import hyperband, successive_halving
 from nasjax.runtime import CompileCounter
 from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.mlp_chain import MLPChain
@@ -123,7 +124,15 @@ BITS = Categorical((2, 2, 2))  # the space of strategies that compile long
 MADE = {  # by name: the space, and what makes the strategy
   "random_search": (SPACE, lambda s: random_search(s, population=3, max_evaluations=8)),
   "evolution": (SPACE, lambda s: evolution(s, population=3, sample=2)),
+  "evolution_crossover": (
+    BITS,
+    lambda s: evolution(s, population=3, sample=2, children=2, crossover=0.7),
+  ),
   "local_search": (SPACE, lambda s: local_search(s, children=2)),
+  "local_search_steepest": (
+    BITS,
+    lambda s: local_search(s, rule="steepest", children=2),
+  ),
   "reinforce_lstm": (
     BITS,
     lambda s: reinforce(
@@ -176,6 +185,39 @@ def test_compiled_searches_do_what_the_loop_does(name, quick_compile):
     np.testing.assert_array_equal(done.genotypes[i, :count], genotypes[:count])
     np.testing.assert_allclose(done.score[i, :count], scores[:count], rtol=1e-6)
   assert not done.ended.any()
+
+
+@pytest.mark.parametrize("wrap", [successive_halving, hyperband])
+def test_compiled_halving_does_what_the_loop_does(wrap, quick_compile):
+  # Nothing is asked for twice, so every round is the same population in both.
+  space = Categorical((3, 3, 3))
+  scores = jax.random.uniform(jax.random.key(8), (2, space.size))
+
+  def estimate(key, state, genotypes, fidelity=None):
+    del key
+    level = (1, 9).index(fidelity)
+    score = state[level, jax.vmap(space.index)(jnp.asarray(genotypes))]
+    cost = jnp.full(len(score), 1.0 * fidelity)
+    return state, Evaluation(score, cost, score[:, None], {})
+
+  estimator = wrap(Estimator(lambda key: scores, estimate), rungs=(1, 9))
+  estimator = estimator._replace(estimate=jax.jit(estimator.estimate))
+  strategy = random_search(space, population=6, max_evaluations=18)
+  seeds = jax.random.split(jax.random.key(1), 2)
+  done = search.run_compiled(strategy, estimator, seeds, max_evaluations=18)
+  for i, key in enumerate(seeds):
+    each = search.run(strategy, estimator, jax.random.clone(key), num_rounds=3)
+    rounds = list(each)
+    merged = search.evaluations(rounds)
+    genotypes = np.concatenate([part.genotypes for part in rounds])
+    np.testing.assert_array_equal(done.genotypes[i], genotypes)
+    np.testing.assert_array_equal(done.score[i], merged.score)
+    np.testing.assert_array_equal(done.cost[i], merged.cost)
+    np.testing.assert_array_equal(done.rung[i], merged.info["rung"])
+    best, at = done.incumbents()
+    found = search.best(rounds)
+    assert found.evaluations == at[i] + 1
+    np.testing.assert_array_equal(found.genotype, best[i])
 
 
 def test_a_budget_of_cost_ends_a_search_before_what_would_pass_it():

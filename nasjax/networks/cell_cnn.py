@@ -88,6 +88,19 @@ def _reductions(layers: int) -> tuple[int, int]:
   return layers // 3, 2 * layers // 3
 
 
+def check_image(image: tuple[int, int, int]) -> None:
+  """Refuses images (H, W, C) too small to be halved twice.
+
+  Raises:
+    InputError: with their size.
+  """
+  if min(image[:2]) < 4:
+    raise InputError(
+      f"images of {image[0]} x {image[1]} pixels are too small for two reductions: at "
+      "least 4 x 4 are needed"
+    )
+
+
 def make_plan(
   image: tuple[int, int, int],
   classes: int,
@@ -106,11 +119,7 @@ def make_plan(
     )
   if channels < 1 or nodes < 1:
     raise InputError(f"channels and nodes must be positive, got {channels} and {nodes}")
-  if min(image[:2]) < 4:
-    raise InputError(
-      f"images of {image[0]} x {image[1]} pixels are too small for two reductions: at "
-      "least 4 x 4 are needed"
-    )
+  check_image(image)
   cells = []
   before, last, after_reduction = (STEM_MULTIPLIER * channels,) * 2 + (False,)
   for layer in range(layers):
@@ -189,6 +198,7 @@ def apply(
   apply_edges: Callable[..., jax.Array],
   statistics: Any = None,
   remat: bool = False,
+  dtype: Any = None,
 ) -> Output:
   """Runs a network.
 
@@ -200,7 +210,9 @@ def apply(
       with `s0` and `s1 [C, H, W, N]` what the cell's two inputs became.
     statistics: as an `Output` has them, to normalise with; None for the batch's own.
     remat: a cell's activations are computed again on the way back, instead of kept.
+    dtype: of activations; None for that of x. Statistics and logits are float32.
   """
+  x = x if dtype is None else x.astype(dtype)
   given = statistics or [None] * (len(plan.cells) + 1)
   stem_norms = Norms(given[0])
   x = convolution.dense(x.transpose(3, 1, 2, 0), weights["stem"]["kernel"])
@@ -222,10 +234,14 @@ def apply(
     seen.append(found)
     if number == plan.reductions[1]:
       auxiliary = last
-  features_NC = last.mean((1, 2)).T
   head = weights["classifier"]
-  logits = features_NC @ head["kernel"] + head["bias"][None]
+  logits = _features(last) @ head["kernel"] + head["bias"][None]
   return Output(logits.astype(jnp.float32), auxiliary, seen)
+
+
+def _features(x: jax.Array) -> jax.Array:
+  """`[N, C]` means over the image of `x [C, H, W, N]`, at least float32."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2)).T
 
 
 class DropPath(NamedTuple):
@@ -278,6 +294,7 @@ def derived(
   statistics: Any = None,
   drop_path: DropPath | None = None,
   remat: bool = False,
+  dtype: Any = None,
 ) -> Output:
   """The network of a genotype; see `apply`. `drop_path` is for training."""
 
@@ -296,7 +313,7 @@ def derived(
       states.append(total)
     return jnp.concatenate(states[2:])
 
-  return apply(weights, plan, x, apply_edges, statistics, remat)
+  return apply(weights, plan, x, apply_edges, statistics, remat, dtype)
 
 
 def auxiliary_init(seed: np.uint32, plan: Plan) -> Weights:
@@ -343,8 +360,7 @@ def auxiliary_logits(weights: Weights, x: jax.Array) -> jax.Array:
   shifted = [x[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)]
   x = convolution.pointwise(jnp.concatenate(shifted), weights["second"])
   x = jax.nn.relu(norms(x, weights["second_norm"]))
-  features_NC = x.mean((1, 2)).T
-  return features_NC @ weights["kernel"] + weights["bias"][None]
+  return _features(x) @ weights["kernel"] + weights["bias"][None]
 
 
 def num_params(weights: Any) -> int:

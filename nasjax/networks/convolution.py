@@ -100,7 +100,7 @@ def held(x: jax.Array) -> jax.Array:
   return _held.bind(x)
 
 
-def _trilinear(name: str, programs, library) -> list[Primitive]:
+def _trilinear(name: str, programs, library, batched) -> list[Primitive]:
   """Three primitives, each the transposes of the other two.
 
   Args:
@@ -109,6 +109,8 @@ def _trilinear(name: str, programs, library) -> list[Primitive]:
       of the form, number i takes u(i + 1) and u(i + 2) and gives what is dual to u(i).
       These are the CPU's.
     library: likewise, for every other platform.
+    batched: `(primitive, library program, window, operands, axes) -> output`, with the
+      children of a vmap in its first axis.
   """
   primitives = [Primitive(f"{name}_{part}") for part in ("input", "kernel", "output")]
   for i, primitive in enumerate(primitives):
@@ -118,18 +120,8 @@ def _trilinear(name: str, programs, library) -> list[Primitive]:
       found = jax.eval_shape(functools.partial(program, window=window), left, right)
       return jax.core.ShapedArray(found.shape, found.dtype)
 
-    def batched(operands, axes, *, window, primitive=primitive):
-      # One child after another: a vmapped convolution is a grouped one, which every
-      # backend runs badly.
-      def one(pair):
-        return primitive.bind(*pair, window=window)
-
-      size = next(x.shape[a] for x, a in zip(operands, axes) if a is not None)
-      operands = [
-        jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
-        for x, a in zip(operands, axes)
-      ]
-      return jax.lax.map(one, tuple(operands)), 0
+    def of_children(operands, axes, *, window, primitive=primitive, program=library[i]):
+      return batched(primitive, program, window, operands, axes), 0
 
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames="window"))
@@ -142,7 +134,7 @@ def _trilinear(name: str, programs, library) -> list[Primitive]:
         cotangent, left, window=window
       ),
     )
-    batching.primitive_batchers[primitive] = batched
+    batching.primitive_batchers[primitive] = of_children
     for program, platform in ((library[i], None), (programs[i], "cpu")):
       # Jitted: equal convolutions are traced and lowered once, not once each.
       lowered = mlir.lower_fun(
@@ -150,6 +142,29 @@ def _trilinear(name: str, programs, library) -> list[Primitive]:
       )
       mlir.register_lowering(primitive, lowered, platform=platform)
   return primitives
+
+
+def _along_channels(primitive, program, window, operands, axes):
+  """A vmapped depthwise form: the channels of all children, one beside another.
+
+  Left to XLA it would be a grouped convolution with an axis more, which no backend
+  runs well.
+  """
+  del program
+  size = next(x.shape[a] for x, a in zip(operands, axes) if a is not None)
+  operands = [
+    jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
+    for x, a in zip(operands, axes)
+  ]
+  merged = (x.reshape(-1, *x.shape[2:]) for x in operands)
+  out = primitive.bind(*merged, window=window)
+  return out.reshape(size, -1, *out.shape[1:])
+
+
+def _batch_of_products(primitive, program, window, operands, axes):
+  """A vmapped pointwise form: matrix products, batched where both operands are."""
+  del primitive
+  return jax.vmap(functools.partial(program, window=window), axes)(*operands)
 
 
 def _shifted_sum(x_CHWN, kernel_CKK, offsets, output, stride):
@@ -319,6 +334,7 @@ _DEPTHWISE = _trilinear(
     _by_size(_matrix_output, _depthwise_output),
   ),
   (_library_input, _library_kernel, _library_output),
+  _along_channels,
 )
 
 
@@ -356,7 +372,10 @@ def _of_held(program: Callable) -> Callable:
 
 
 _POINTWISE = _trilinear(
-  "pointwise", tuple(map(_of_held, _POINTWISE_PROGRAMS)), _POINTWISE_PROGRAMS
+  "pointwise",
+  tuple(map(_of_held, _POINTWISE_PROGRAMS)),
+  _POINTWISE_PROGRAMS,
+  _batch_of_products,
 )
 
 
@@ -379,7 +398,7 @@ def num_products(shapes: Sequence[tuple[int, ...]], window: Window | None) -> in
 def depthwise(
   x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
 ) -> jax.Array:
-  """Each channel with its own kernel.
+  """Each channel with its own kernel, computed in the type of `x`.
 
   Args:
     x: `[C, H, W, N]`.
@@ -391,12 +410,15 @@ def depthwise(
     `[C, ceil(H / stride), ceil(W / stride), N]`.
   """
   window = Window(kernel.shape[-1], stride, dilation, (x.shape[1], x.shape[2]))
-  return _DEPTHWISE[2].bind(x, kernel, window=window)
+  return _DEPTHWISE[2].bind(x, kernel.astype(x.dtype), window=window)
 
 
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """A convolution with a 1 x 1 window: `x [I, H, W, N]`, `kernel [O, I]`."""
-  return _POINTWISE[2].bind(x, kernel, window=None)
+  """A convolution with a 1 x 1 window: `x [I, H, W, N]`, `kernel [O, I]`.
+
+  It is computed in the type of `x`.
+  """
+  return _POINTWISE[2].bind(x, kernel.astype(x.dtype), window=None)
 
 
 def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

@@ -3,11 +3,17 @@
 Liu, Simonyan and Yang, ICLR 2019, section 2.2. The two cells of a genotype have one
 table of alphas each, shared by all cells of their kind.
 
-All edges of one shape are one loop (`lax.scan`) over stacked weights: a network of 8
-cells has 112 mixed edges but 10 loops, and what is compiled is one edge a loop.
+The weights of all edges of one shape are stacked, and a cell's edges are evaluated in
+one of two ways (`Form.stacked`), equal up to rounding:
+
+* one after another, in a loop (`lax.scan`): a network of 8 cells has 112 mixed edges
+  but 10 loops, and what is compiled is one edge a loop. A CPU is busy with one edge.
+* all edges that leave one state together, along the channels: 4 stages a cell, and what
+  has no weights (ReLU, pools) once a state. One edge leaves an accelerator idle.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +27,24 @@ from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, edges
 
 Alphas = dict[str, Any]
 """For each of `spaces.conv_cell.CELLS` `[E, K]` logits."""
+
+
+class Form(NamedTuple):
+  """How a supernet is evaluated, static.
+
+  Attributes:
+    stacked: edges that leave one state together, instead of one after another.
+    remat: a cell's activations are computed again on the way back, instead of kept.
+    dtype: of activations, such as "bfloat16"; None for that of the images. Weights and
+      statistics stay as they are.
+  """
+
+  stacked: bool = False
+  remat: bool = False
+  dtype: Any = None
+
+
+LOOPS = Form()
 
 
 def init_alphas(key: jax.Array, nodes: int = 4) -> Alphas:
@@ -65,20 +89,25 @@ def apply(
   plan: Plan,
   x: jax.Array,
   statistics: Any = None,
+  form: Form = LOOPS,
 ) -> cell_cnn.Output:
   """The supernet on `x [N, H, W, C]`; see `cell_cnn.apply`.
 
-  An edge's activations are computed again on the way back (Chen et al., "Training deep
-  nets with sublinear memory cost", 2016). Kept, they take 13 times the memory, and on a
-  CPU twice the time: a loop writes what it keeps for every edge into one large array.
+  In a loop an edge's activations are computed again on the way back (Chen et al.,
+  "Training deep nets with sublinear memory cost", 2016). Kept, they take 13 times the
+  memory, and on a CPU twice the time: a loop writes what it keeps for every edge into
+  one large array.
   """
   mix = {name: jax.nn.softmax(table, -1) for name, table in alphas.items()}
 
   def apply_edges(weights, number, s0, s1, norms):
     cell = plan.cells[number]
-    return cell_edges(weights, mix[cell.kind], cell, plan.nodes, s0, s1, norms)
+    run = stacked_edges if form.stacked else cell_edges
+    return run(weights, mix[cell.kind], cell, plan.nodes, s0, s1, norms)
 
-  return cell_cnn.apply(weights, plan, x, apply_edges, statistics)
+  return cell_cnn.apply(
+    weights, plan, x, apply_edges, statistics, form.remat, form.dtype
+  )
 
 
 def cell_edges(
@@ -90,7 +119,7 @@ def cell_edges(
   s1: jax.Array,
   norms: Norms,
 ) -> jax.Array:
-  """All mixed edges of one cell.
+  """All mixed edges of one cell, one after another.
 
   Args:
     weights: of its loops.
@@ -142,10 +171,7 @@ def _loop(weights, mix_EK, inputs, states, source, target, norms: Norms):
     norms: of this pass.
   """
   stride = 1 if inputs is None else 2
-
-  def edge(weights, mix_K, x, given):
-    own = Norms(given)
-    return mixed(weights, mix_K, x, stride, own), own.seen
+  edge = functools.partial(_edge, stride)
 
   def body(states, inputs_of_edge):
     weights, mix_K, source, target, given = inputs_of_edge
@@ -162,6 +188,64 @@ def _loop(weights, mix_EK, inputs, states, source, target, norms: Norms):
   states, seen = jax.lax.scan(body, states, over)
   norms.seen += seen
   return states
+
+
+def stacked_edges(
+  weights: Weights,
+  mix_EK: jax.Array,
+  cell: CellPlan,
+  num_nodes: int,
+  s0: jax.Array,
+  s1: jax.Array,
+  norms: Norms,
+) -> jax.Array:
+  """All mixed edges of one cell, those that leave one state together.
+
+  The cell's two inputs are one stage, as both are there at the start. Arguments, result
+  and what `norms` has seen are those of `cell_edges`.
+  """
+  wiring = np.array(edges(num_nodes))
+  loops = _loops(cell, num_nodes)
+  given = {
+    name: norms.take(_num_norms(2 if name == "halving" else 1)) for name in loops
+  }
+  places: dict[str, list[np.ndarray]] = {name: [] for name in loops}
+  seen: dict[str, list[Any]] = {name: [] for name in loops}
+  states: list[Any] = [s0, s1, *[None] * num_nodes]
+  for sources in ((0, 1), *((source,) for source in range(2, num_nodes + 1))):
+    name = "halving" if cell.reduction and sources == (0, 1) else "same"
+    leaving = np.array([np.flatnonzero(wiring[:, 0] == s) for s in sources])
+    place = np.searchsorted(loops[name], leaving)
+    edge = functools.partial(_edge, 2 if name == "halving" else 1)
+    # Over the stage's states outside, over the edges that read the same state inside.
+    run = jax.vmap(jax.vmap(edge, (0, 0, None, 0)))
+    made, found = run(
+      jax.tree.map(lambda part, place=place: part[place], weights[name]),
+      mix_EK[leaving],
+      jnp.stack([states[source] for source in sources]),
+      jax.tree.map(lambda part, place=place: part[place], given[name]),
+    )
+    for out, edge_numbers in zip(made, leaving):
+      for number, target in enumerate(wiring[edge_numbers, 1]):
+        before = states[target]
+        states[target] = out[number] if before is None else before + out[number]
+    places[name].append(place.ravel())
+    seen[name].append(found)
+  for name in loops:
+    order = np.argsort(np.concatenate(places[name]))
+    norms.seen += jax.tree.map(
+      lambda *parts, order=order: jnp.concatenate(
+        [part.reshape(-1, part.shape[-1]) for part in parts]
+      )[order],
+      *seen[name],
+    )
+  return jnp.concatenate(states[2:])
+
+
+def _edge(stride: int, weights, mix_K, x, given):
+  """One mixed edge, and what its normalisations have seen."""
+  own = Norms(given)
+  return mixed(weights, mix_K, x, stride, own), own.seen
 
 
 def _num_norms(stride: int) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import MaxNLocator
 
 from nasjax.results.plots import BLUE, GREEN, GREY, ORANGE
 
@@ -50,8 +51,7 @@ def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
       _arrow(axes, start, end, _colour(op), bend, "-")
       _label(axes, start, end, bend, op, taken)
   for state, (x, y) in place.items():
-    name = f"${_INPUT_NAMES[state]}$" if state < 2 else str(state - 2)
-    _circle(axes, x, y, name, "#FFFFFF" if state >= 2 else "#EAF3FA")
+    _circle(axes, x, y, _name(state), "#FFFFFF" if state >= 2 else "#EAF3FA")
   _circle(axes, *output, "$c_k$", "#FBEFE6")
   axes.set_xlim(-0.5, output[0] + 0.5)
   axes.set_ylim(-2.3, 2.3)
@@ -140,13 +140,19 @@ def alphas_over_time(
   logits_TEK = np.array([epoch[name] for epoch in history], float)
   weights_TEK = np.exp(logits_TEK - logits_TEK.max(-1, keepdims=True))
   weights_TEK /= weights_TEK.sum(-1, keepdims=True)
-  columns = 2 if len(edges) <= 6 else 5
-  rows = -(-len(edges) // columns)
-  figure = Figure(figsize=(2.1 * columns + 1.6, 1.5 * rows + 0.8), layout="constrained")
+  nodes = sorted({target for _, target in edges})
+  columns = max(source for source, _ in edges) + 1
+  figure = Figure(
+    figsize=(2.0 * columns + 1.6, 1.5 * len(nodes) + 0.9), layout="constrained"
+  )
   FigureCanvasAgg(figure)
-  grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
-  image = None
-  for axes, (source, target), edge in zip(grid, edges, range(len(edges))):
+  # A row for each node, a column for each state that it may read.
+  grid = figure.subplots(len(nodes), columns, sharex=True, sharey=True, squeeze=False)
+  for axes in grid.ravel():
+    axes.set_axis_off()
+  for edge, (source, target) in enumerate(edges):
+    axes = grid[nodes.index(target), source]
+    axes.set_axis_on()
     image = axes.imshow(
       weights_TEK[:, edge].T,
       aspect="auto",
@@ -156,18 +162,20 @@ def alphas_over_time(
       vmax=weights_TEK.max(),
       extent=(0.5, len(history) + 0.5, len(operations) - 0.5, -0.5),
     )
-    names = [f"${_INPUT_NAMES[s]}$" if s < 2 else str(s - 2) for s in (source, target)]
-    axes.set_title(f"{names[0]} → {names[1]}", fontsize=9)
+    axes.set_title(f"{_name(source)} → {_name(target)}", fontsize=9)
     axes.set_yticks(range(len(operations)))
-    axes.set_yticklabels([op.replace("_", " ") for op in operations], fontsize=6)
-    axes.tick_params(labelsize=6)
-  for axes in grid[len(edges) :]:
-    axes.set_axis_off()
+    axes.set_yticklabels([op.replace("_", " ") for op in operations])
+    axes.tick_params(labelsize=7.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   figure.supxlabel("epoch", fontsize=9)
   figure.suptitle(f"Weights of the {name} cell's operations", fontsize=11)
-  if image is not None:
-    figure.colorbar(image, ax=grid.tolist(), shrink=0.6)
+  figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6)
   return figure
+
+
+def _name(state: int) -> str:
+  """A state as the graph of the cell calls it."""
+  return f"${_INPUT_NAMES[state]}$" if state < 2 else str(state - 2)
 
 
 def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
@@ -182,6 +190,7 @@ def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
       axes.plot(epochs, values, color=colour, label=name, marker=".", markersize=4)
     axes.set_title(what, loc="left")
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
@@ -189,16 +198,22 @@ def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
   return figure
 
 
-def skip_count(searched: Sequence[Mapping[str, Any]], most: int) -> Figure:
-  """Skips in the normal cell by epoch, out of `most` edges."""
-  figure = Figure(figsize=(6.0, 3.0), layout="constrained")
+def skip_count(searched: Sequence[Mapping[str, Any]], most: int, alarm: int) -> Figure:
+  """Skips in the normal cell by epoch, out of `most` edges; at `alarm` it collapsed."""
+  figure = Figure(figsize=(6.0, 3.4), layout="constrained")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  epochs = [row["epoch"] for row in searched]
-  axes.step(epochs, [row["skips"] for row in searched], where="mid", color=ORANGE)
-  axes.set_ylim(-0.3, most + 0.3)
+  epochs = np.array([row["epoch"] for row in searched])
+  skips = np.array([row["skips"] for row in searched])
+  axes.axhspan(alarm - 0.5, most + 0.5, color=ORANGE, alpha=0.12, linewidth=0)
+  axes.text(0.01, most, "collapsed", transform=axes.get_yaxis_transform(), va="center")
+  axes.plot(epochs, skips, color=BLUE, marker=".", drawstyle="steps-mid")
+  wrong = skips >= alarm
+  axes.plot(epochs[wrong], skips[wrong], color=ORANGE, marker="o", linestyle="none")
+  axes.set_ylim(-0.5, most + 0.5)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("epoch")
-  axes.set_title("Skips in the normal cell", loc="left")
+  axes.set_title(f"Skips among the {most} edges of the normal cell", loc="left")
   axes.grid(alpha=0.25, linewidth=0.6)
   axes.spines[["top", "right"]].set_visible(False)
   return figure

@@ -102,6 +102,24 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   return records
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """The object of a JSON file; nothing when it is absent.
+
+  Raises:
+    InputError: it is no JSON, or no object.
+  """
+  path = pathlib.Path(path)
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise InputError(f"{path} is not JSON: {error}") from None
+  if not isinstance(values, dict):
+    raise InputError(f"{path} holds no JSON object")
+  return values
+
+
 def keep_first(path: str | os.PathLike, count: int) -> list[dict[str, Any]]:
   """Cuts a file of records after the first `count`, atomically; gives these back.
 

@@ -66,7 +66,10 @@ _COSTS = (
 
 
 class Section(NamedTuple):
-  """A heading and what stands under it; `folded` in HTML until it is asked for."""
+  """A heading and what stands under it.
+
+  In HTML it can be `folded` until it is asked for, and its plots `wide`, one a row.
+  """
 
   title: str
   table: tables.Table | None = None
@@ -74,6 +77,7 @@ class Section(NamedTuple):
   plots: Sequence[dict[str, str]] = ()
   command: str = ""
   folded: bool = False
+  wide: bool = False
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:

@@ -69,6 +69,11 @@ def number(value: Any) -> str:
   return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+def counted(how_many: int, noun: str) -> str:
+  """`1 epoch`, `3 epochs`."""
+  return f"{how_many} {noun}{'' if how_many == 1 else 's'}"
+
+
 def figure(value: Any) -> str:
   """A time or another measured number to three significant digits."""
   if not isinstance(value, float) or not math.isfinite(value):

@@ -243,6 +243,19 @@ class ConvCell:
       decisions += [source, PRIMITIVES.index(op)]
     return decisions
 
+  def fault(self, alphas: dict[str, np.ndarray]) -> str | None:
+    """Which of the logits `[E, K]` of each of `CELLS` is not finite, in words."""
+    for name in CELLS:
+      wrong = np.argwhere(~np.isfinite(alphas[name]))
+      if len(wrong):
+        edge, op = wrong[0].tolist()
+        source, target = edges(self.nodes)[edge]
+        return (
+          f"an alpha of the {name} cell is {alphas[name][edge, op]}: {PRIMITIVES[op]} "
+          f"on edge {edge}, from state {source} into node {target - _INPUTS}"
+        )
+    return None
+
   def derive(self, alphas: dict[str, np.ndarray]) -> np.ndarray:
     """The genotype `[D]` of a relaxed pair of cells (section 2.4 of the paper).
 
@@ -256,16 +269,12 @@ class ConvCell:
     Raises:
       InputError: a logit is not finite, saying which.
     """
+    fault = self.fault(alphas)
+    if fault:
+      raise InputError(fault)
     decisions: list[int] = []
     for name in CELLS:
       logits_EK = np.asarray(alphas[name], np.float64)
-      wrong = np.argwhere(~np.isfinite(logits_EK))
-      if len(wrong):
-        edge, op = wrong[0]
-        raise InputError(
-          f"alphas of the {name} cell: edge {edge}, {PRIMITIVES[op]} is "
-          f"{logits_EK[edge, op]}"
-        )
       weights_EK = np.exp(logits_EK - logits_EK.max(-1, keepdims=True))
       weights_EK /= weights_EK.sum(-1, keepdims=True)
       weights_EK[:, NONE] = -1.0

@@ -19,8 +19,10 @@ from nasjax.data import augment
 from nasjax.data.base import Split
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.networks.cell_cnn import Plan
+from nasjax.networks.supernet_cnn import LOOPS, Form
 from nasjax.spaces.conv_cell import Cells
 from nasjax.training import flops
+from nasjax.training.data_parallel import ONE_DEVICE, Placement
 from nasjax.training.losses import Task
 from nasjax.training.step import epoch_batches, predict
 
@@ -39,6 +41,37 @@ def batch_of(data: Batch, rows: jax.Array) -> Batch:
   return Batch(data.x[rows], data.y[rows])
 
 
+def search_batches(crop: int, placement: Placement) -> Callable:
+  """A compiled `(key, data, rows [..., B]) -> Batch [..., B, ...]` of a search's steps.
+
+  Args:
+    crop: padding from which images are cropped; with it they are mirrored, as the
+      authors do on both levels. 0 for neither.
+    placement: over which devices B is shared.
+  """
+
+  @jax.jit
+  def make(key, data, rows):
+    x, y = batch_of(data, rows.reshape(-1))
+    if crop:
+      x = augment.crop_and_flip(key, x, crop)
+    batch = Batch(x.reshape(*rows.shape, *x.shape[1:]), y.reshape(rows.shape))
+    return placement.split(batch, rows.ndim - 1)
+
+  return make
+
+
+def search_step(step: Callable, placement: Placement) -> Callable:
+  """The step of a `GradientStrategy`, ready to be called.
+
+  On one CPU it is not compiled as a whole, see `strategies.darts`. Over several devices
+  state and info are on all of them. A compiled step takes the place of its state.
+  """
+  if jax.default_backend() == "cpu" and placement.mesh is None:
+    return step
+  return jax.jit(lambda *arguments: placement.whole(step(*arguments)), donate_argnums=0)
+
+
 class Seen(NamedTuple):
   """What a training loss gives beside the loss.
 
@@ -51,11 +84,11 @@ class Seen(NamedTuple):
   metric: jax.Array
 
 
-def supernet_loss(plan: Plan, task: Task) -> Callable:
+def supernet_loss(plan: Plan, task: Task, form: Form = LOOPS) -> Callable:
   """The loss of both levels: `(weights, alphas, batch) -> (loss, Seen)`."""
 
   def loss(weights, alphas, batch: Batch):
-    output = supernet_cnn.apply(weights, alphas, plan, batch.x)
+    output = supernet_cnn.apply(weights, alphas, plan, batch.x, form=form)
     metric = task.metric(output.logits, batch.y)
     return task.loss(output.logits, batch.y).mean(), Seen(output.statistics, metric)
 
@@ -145,6 +178,7 @@ class Recipe(NamedTuple):
     crop: padding from which images are cropped; with it they are mirrored. 0 for none.
     cutout: side of the square that is cut out; 0 for none.
     remat: compute a cell's activations again on the way back.
+    compute_dtype: of activations in training; weights stay float32.
   """
 
   epochs: int = 600
@@ -158,6 +192,7 @@ class Recipe(NamedTuple):
   crop: int = 4
   cutout: int = 16
   remat: bool = False
+  compute_dtype: str = "float32"
 
 
 class Trained(NamedTuple):
@@ -179,7 +214,13 @@ class Trained(NamedTuple):
 
 
 def train_derived(
-  key: jax.Array, plan: Plan, cells: Cells, rows: Split, task: Task, recipe: Recipe
+  key: jax.Array,
+  plan: Plan,
+  cells: Cells,
+  rows: Split,
+  task: Task,
+  recipe: Recipe,
+  placement: Placement = ONE_DEVICE,
 ) -> Iterator[Trained]:
   """Trains the network of a genotype from scratch, an epoch at a time.
 
@@ -190,6 +231,7 @@ def train_derived(
     rows: to learn from; x `[N, H, W, C]`.
     task: loss and metric.
     recipe: how.
+    placement: over which devices a batch is shared; they must divide it.
 
   Raises:
     InputError: an auxiliary head on images that are too small for it.
@@ -217,7 +259,13 @@ def train_derived(
       x = augment.cutout(cutout_key, x, recipe.cutout)
     drop = cell_cnn.DropPath(path_key, drop_rate) if recipe.drop_path else None
     output = cell_cnn.derived(
-      weights["network"], plan, cells, x, drop_path=drop, remat=recipe.remat
+      weights["network"],
+      plan,
+      cells,
+      x,
+      drop_path=drop,
+      remat=recipe.remat,
+      dtype=recipe.compute_dtype,
     )
     own = task.train_loss(output.logits, batch.y).mean()
     total = own
@@ -230,7 +278,7 @@ def train_derived(
   def one(carry, inputs, data, rate, drop_rate):
     weights, state, running = carry
     rows, key = inputs
-    batch = batch_of(data, rows)
+    batch = placement.split(batch_of(data, rows))
     gradient, (own, seen) = jax.grad(loss, has_aux=True)(weights, batch, key, drop_rate)
     update, state = optimizer.update(gradient, state, weights)
     weights = jax.tree.map(lambda w, u: w - rate * u, weights, update)
@@ -242,17 +290,19 @@ def train_derived(
     step_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
       jnp.arange(rows.shape[0])
     )
-    return jax.lax.scan(
-      lambda carry, inputs: one(carry, inputs, data, rate, drop_rate),
-      carry,
-      (rows, step_keys),
+    return placement.whole(
+      jax.lax.scan(
+        lambda carry, inputs: one(carry, inputs, data, rate, drop_rate),
+        carry,
+        (rows, step_keys),
+      )
     )
 
-  data = jax.device_put(Batch(rows.x, rows.y))
+  data = placement.put(Batch(rows.x, rows.y))
   running = initial_statistics(
     lambda w, x: cell_cnn.derived(w["network"], plan, cells, x), weights, data.x[:1]
   )
-  carry = (weights, optimizer.init(weights), running)
+  carry = placement.put((weights, optimizer.init(weights), running))
   batches = epoch_batches(rows_key, len(rows.y), recipe.batch_size, recipe.epochs)
   for number in range(recipe.epochs):
     rate = 0.5 * recipe.learning_rate * (1 + np.cos(np.pi * number / recipe.epochs))
@@ -291,11 +341,13 @@ def derived_flops(plan: Plan, cells: Cells) -> int:
   return flops.count(lambda x: cell_cnn.derived(weights, plan, cells, x).logits, x)
 
 
-def supernet_tester(plan: Plan, task: Task, batch_size: int) -> Callable:
+def supernet_tester(
+  plan: Plan, task: Task, batch_size: int, form: Form = LOOPS
+) -> Callable:
   """A compiled `((weights, alphas, statistics), x, y) -> Tested` of a supernet."""
 
   def apply(model, x):
     weights, alphas, statistics = model
-    return supernet_cnn.apply(weights, alphas, plan, x, statistics).logits
+    return supernet_cnn.apply(weights, alphas, plan, x, statistics, form).logits
 
   return tester(apply, task, batch_size)

@@ -53,9 +53,9 @@ def train_together(
     lambda leaf: jax.ShapeDtypeStruct((width, *leaf.shape), np.float32), template
   )
   # Beside the program: the best weights and their replacement; on a CPU, where the
-  # host's memory is the device's, also the initial state.
-  copies = 5 if jax.default_backend() == "cpu" else 2
+  # host's memory is the device's, also the initial state, and what earlier parts kept.
   copy_bytes = 4 * num_weights * width / devices
+  copies, kept_bytes = (5, copy_bytes) if jax.default_backend() == "cpu" else (2, 0.0)
   needed, most, why = (3 + copies) * copy_bytes, -(-len(members) // devices), ""
   if needed > limit and most > 1 and not part_width:
     # A TPU's compiler takes minutes to find out that the state alone is too large: it
@@ -69,7 +69,8 @@ def train_together(
       if "RESOURCE_EXHAUSTED" not in str(error) or most == 1:
         raise
       needed, why = 2 * limit, "do not fit on the device"
-  parts = min(math.ceil(needed / limit), most)
+  room = max(limit - kept_bytes, 1.0)
+  parts = min(math.ceil(needed / room), most) if needed > limit else 1
   if parts > 1:
     why = why or (
       f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"

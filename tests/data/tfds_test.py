@@ -1,10 +1,14 @@
 import functools
+import hashlib
 import http.server
+import io
 import sys
+import tarfile
 import threading
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core.download import checksums
 
 from nasjax.core.types import InputError
 from nasjax.data import tfds, wine
@@ -62,6 +66,66 @@ def test_without_a_network_one_line_says_what_to_give(tmp_path, no_network):
   with pytest.raises(InputError, match="no network.*--config.data.path") as error:
     tfds.load_wine_quality(data_dir=tmp_path)
   assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def cifar10_folder(tmp_path, monkeypatch):
+  """The original archive in small: 5 x 4 and 4 images, and its checksum known."""
+  folder, rng = tmp_path / "given", np.random.default_rng(0)
+  folder.mkdir()
+  stock = tfds._Cifar10._cifar_info.fget(tfds._Cifar10)
+  labels = "\n".join(f"class {i}" for i in range(10)) + "\n\n"
+  rows = {}
+  with tarfile.open(folder / tfds.CIFAR10_FILE, "w:gz") as archive:
+
+    def add(name, content):
+      member = tarfile.TarInfo(stock.prefix + name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+
+    add("batches.meta.txt", labels.encode())
+    for name in (*stock.train_files, *stock.test_files):
+      rows[name] = rng.integers(0, 256, (4, 1 + 3 * 32 * 32), np.uint8)
+      rows[name][:, 0] = [0, 9, 0, 9]
+      add(name, rows[name].tobytes())
+  content = (folder / tfds.CIFAR10_FILE).read_bytes()
+  digest = hashlib.sha256(content).hexdigest()
+  info = checksums.UrlInfo(len(content), digest, tfds.CIFAR10_FILE)
+  monkeypatch.setattr(tfds._Cifar10, "url_infos", {stock.url: info})
+  return folder, rows
+
+
+def test_cifar10_from_its_archive(cifar10_folder, tmp_path, no_network, capfd):
+  folder, rows = cifar10_folder
+  data = tfds.load_cifar10(data_dir=tmp_path / "data", manual_dir=str(folder))
+  assert data.shape == (32, 32, 3) and data.class_names[9] == "class 9"
+  assert [len(s.y) for s in (data.train, data.valid, data.test)] == [10, 10, 4]
+  assert data.train.y.tolist().count(9) == 5  # each class in both halves
+  test = data.test.x * data.std + data.mean
+  given = rows["test_batch.bin"]
+  wanted = given[:, 1:].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
+  labelled = [(label, x.round().tolist()) for label, x in zip(data.test.y, test)]
+  assert sorted(labelled) == sorted(
+    (label, x.tolist()) for label, x in zip(given[:, 0], wanted)
+  )
+  # Prepared once, it needs neither the archive nor a network.
+  again = tfds.load_cifar10(data_dir=tmp_path / "data")
+  np.testing.assert_array_equal(again.train.x, data.train.x)
+  assert again.class_names == data.class_names
+  assert "tensorflow" not in sys.modules
+  assert capfd.readouterr() == ("", "")
+
+
+def test_cifar10_that_is_not_there_is_one_line(tmp_path, no_network):
+  with pytest.raises(InputError, match="CIFAR-10 is not prepared here") as error:
+    tfds.load_cifar10(data_dir=tmp_path)
+  for said in ("--config.data.path=FILE.npz", "manual_dir=FOLDER with cifar-10-binary"):
+    assert said in str(error.value)
+  with pytest.raises(InputError, match="lacks cifar-10-binary.tar.gz"):
+    tfds.load_cifar10(manual_dir=str(tmp_path))
+  (tmp_path / tfds.CIFAR10_FILE).write_bytes(b"not CIFAR-10")
+  with pytest.raises(InputError, match="CIFAR-10: not the original file"):
+    tfds.load_cifar10(data_dir=tmp_path / "data", manual_dir=str(tmp_path))
 
 
 def test_a_package_that_is_missing_is_named():

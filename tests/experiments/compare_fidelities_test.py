@@ -116,7 +116,8 @@ def test_a_curve_costs_its_epochs_and_tells_more_than_its_last(groups):
 def test_the_report_says_it(groups):
   folder, found = groups
   page = (folder / "report.html").read_text()
-  assert page.count("<svg") == 3 * len(found)
+  assert page.count("<svg") == 4 * len(found)
+  assert page.count("Lower and further left is better") == len(found)
   text = (folder / "report.md").read_text()
   for group in found:
     assert group["sentence"] in text

@@ -1,6 +1,7 @@
 """All strategies in both units on a small table, and what bounds a comparison."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from experiments import common_compare, compare_mlp_digits, compare_nasbench201
 from experiments.common_compare import CompareConfig, Protocol
 from experiments.common_strategies import STRATEGIES, eta_of, rungs_of
-from nasjax import runtime
+from nasjax import workdir
 from nasjax.core.types import InputError
 from nasjax.data import benchmarks
 from nasjax.spaces.categorical import Categorical
@@ -40,7 +41,7 @@ def table(tmp_path, seconds=None):
 
 def compare(out, config, benchmark, *protocols):
   """The summary of a comparison."""
-  opened = runtime.open_run(out, "made", 0, config)
+  opened = workdir.open_run(out, "made", 0, config)
   try:
     common_compare.compare(config, opened, benchmark, list(protocols))
   finally:
@@ -78,6 +79,10 @@ def test_every_strategy_runs_in_both_units(tmp_path, quick_compile):
     assert protocol["halving"] == ["successive_halving", "hyperband"]
     assert protocol["rungs"] == [1, 4, 12] and protocol["eta"] == 3
   assert len(summary["sentences"]) == 2 and summary["sentences"][0]["sentence"]
+  for part in ("valid", "test", "valid_regret", "test_regret"):
+    told = [100 * rows["clock", "evolution"][part][k] for k in ("mean", "std", "sem")]
+    cell = "{:.2f} ± {:.2f} ({:.3f})".format(*told)
+    assert cell in (tmp_path / "out" / "report.md").read_text()
   page = (tmp_path / "out" / "report.html").read_text()
   assert "hyperband: rungs of 1, 4 and 12 epochs" in page
 
@@ -90,6 +95,29 @@ def test_random_search_alone_has_nothing_to_be_compared_with(tmp_path):
   assert [said["sentence"] for said in summary["sentences"]] == [sentence]
   assert sentence in (tmp_path / "out" / "report.html").read_text()
   assert "rungs" not in summary["protocols"][0]
+
+
+def test_ctrl_c_keeps_the_strategies_that_were_done(tmp_path, monkeypatch):
+  searches = common_compare._searches
+
+  def interrupted(name, *rest):
+    if name == "local_search":
+      raise KeyboardInterrupt
+    return searches(name, *rest)
+
+  monkeypatch.setattr(common_compare, "_searches", interrupted)
+  config = CompareConfig(seeds=3, strategies=("evolution", "local_search"))
+  protocol = Protocol("plain", "made", 4, 12.0, "evaluations", ("made",))
+  with pytest.raises(KeyboardInterrupt):
+    compare(tmp_path / "out", config, table(tmp_path), protocol)
+  summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+  assert summary["status"] == "interrupted" and len(summary["pairs"]) == 1
+  done = ["random_search", "evolution"]
+  assert [row["strategy"] for row in summary["results"]] == done
+  assert list(summary["anytime"]["plain"]) == done
+  assert "3 seeds, interrupted" in (tmp_path / "out" / "report.html").read_text()
+  with np.load(tmp_path / "out" / "winners.npz") as winners:
+    assert winners.files == ["plain/random_search", "plain/evolution"]
 
 
 ONE_FREE = np.where(np.arange(SPACE.size) == 7, 0.0, 1.0)
@@ -144,7 +172,8 @@ def test_published_figures_stand_beside_their_own_protocol_only(monkeypatch):
     asked.append((protocols, published))
 
   monkeypatch.setattr(common_compare, "compare", note)
-  monkeypatch.setattr(benchmarks, "read", lambda path: None)
+  cells = types.SimpleNamespace(name="t.npz", space={"kind": "nasbench201"})
+  monkeypatch.setattr(benchmarks, "read", lambda path: cells)
   for given in (
     {},
     {"budget_seconds": 6000.0},
@@ -161,6 +190,14 @@ def test_published_figures_stand_beside_their_own_protocol_only(monkeypatch):
     if "budget_evaluations" in given:
       seconds, times = 100.0, (1, 1, 1, 1)
     assert budgets == [seconds * factor for factor in times]
+
+
+def test_a_table_of_another_space_is_no_nas_bench_201(tmp_path):
+  table(tmp_path)
+  config = compare_nasbench201.Config(table=str(tmp_path / "made.npz"))
+  what = "made.npz is a table of the space categorical, not nasbench201"
+  with pytest.raises(InputError, match=what):
+    compare_nasbench201.run(config, None)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 
 import run as cli
-from experiments import common_darts, common_supernet_ways
+from experiments import common_darts, common_darts_run, common_supernet_ways
 from nasjax.core.types import InputError
 from nasjax.results import export
 from nasjax.spaces.conv_cell import ConvCell
+
+
+def genotype(op="skip_connect", source=1, more=""):
+  """Cells of one node each, in the authors' notation."""
+  return (
+    f"Genotype(normal=[('max_pool_3x3', 0), ('{op}', {source}){more}], "
+    "normal_concat=[2], reduce=[('avg_pool_3x3', 0), ('skip_connect', 1)], "
+    "reduce_concat=[2])"
+  )
 
 
 def run(*arguments):
@@ -41,7 +50,7 @@ def test_a_run_from_search_to_report(searched):
   alphas = {name: np.array(table) for name, table in row["alphas"].items()}
   assert space.describe(space.derive(alphas)) == summary["arch"]
   page = (searched / "report.html").read_text()
-  for said in ("Normal cell", "Reduction cell", "Skips in the normal cell", "<svg"):
+  for said in ("Normal cell", "Reduction cell", "edges of the normal cell", "<svg"):
     assert said in page
   assert (searched / "cell_normal.png").read_bytes().startswith(b"\x89PNG")
   best = export.load_best(searched / "best")
@@ -85,9 +94,7 @@ def test_darts_cifar10_reads_a_file(tmp_path):
     "--smoke",
     f"--workdir={out}",
     f"--config.data.path={tmp_path / 'images.npz'}",
-    "--config.genotype=Genotype(normal=[('skip_connect', 0), ('max_pool_3x3', 1)], "
-    "normal_concat=[2], reduce=[('avg_pool_3x3', 0), ('skip_connect', 1)], "
-    "reduce_concat=[2])",
+    f"--config.genotype={genotype()}",
     "--config.random_cells=0",
     "--config.retrain.auxiliary_weight=0",
   )
@@ -101,12 +108,21 @@ def test_darts_cifar10_reads_a_file(tmp_path):
   "flag, message",
   [
     ("--config.genotype=DARTS_V9", "--config.genotype: not a genotype"),
+    (f"--config.genotype={genotype(op='conv_9x9')}", "normal cell: no operation 'conv"),
+    (f"--config.genotype={genotype(source=3)}", "--config.genotype: edge 2 of the"),
+    ("--config.genotype=DARTS_V2", "--config.genotype: normal_concat must join"),
+    (f"--config.genotype={genotype(more=', (1, 2)')}", "has 3 edges; 1 nodes read 2"),
     ("--config.genotype=nowhere.json", "nowhere.json: No such file"),
-    ("--config.strategy.inner_steps=0", "inner_steps must be 1"),
+    ("--config.strategy.inner_steps=0", "--config.strategy: inner_steps must be 1"),
     ("--config.strategy.epochs=0", "--config.strategy.epochs must be positive"),
     ("--config.retrain.drop_path=1", "--config.retrain.drop_path must be at least 0"),
     ("--config.retrain.auxiliary_weight=0.4", "the auxiliary head needs"),
     ("--config.supernet.layers=2", "2 cells are too few"),
+    ("--config.supernet.channels=0", "--config.supernet: channels and nodes must"),
+    ("--config.retrain.layers=2", "--config.retrain: 2 cells are too few"),
+    ("--config.nodes=0", "--config.nodes: a cell needs at least one node"),
+    ("--config.mesh.data=99", "--config.mesh.data: must be between 1 and"),
+    ("--config.strategy.crop=-1", "--config.strategy.crop must not be negative"),
     ("--config.random_cells=-1", "--config.random_cells must not be negative"),
     ("--config.data.train_fraction=2", "--config.data.train_fraction must be"),
   ],
@@ -121,6 +137,61 @@ def test_bad_input_is_one_line_before_anything_is_written(
   assert not out.exists()
 
 
+def test_images_too_small_for_the_reductions_name_the_file(tmp_path, capsys):
+  arrays = {
+    f"{kind}_{part}": value
+    for part in ("train", "test")
+    for kind, value in (("x", np.zeros((20, 3, 8, 1))), ("y", np.arange(20) % 2))
+  }
+  np.savez(tmp_path / "images.npz", **arrays)
+  out, path = tmp_path / "out", tmp_path / "images.npz"
+  given = f"--config.data.path={path}"
+  assert run("--experiment=darts_cifar10", "--smoke", f"--workdir={out}", given) == 2
+  assert "--config.data.path: images of 3 x 8 pixels are too small" in (
+    capsys.readouterr().err
+  )
+  other = "--config.data.data_dir=nowhere"
+  assert run("--experiment=darts_cifar10", f"--workdir={out}", given, other) == 2
+  assert "leave --config.data.data_dir and" in capsys.readouterr().err
+  assert not out.exists()
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_alphas_that_are_not_finite_end_the_search_and_nothing_is_lost(
+  tmp_path, capsys
+):
+  """A huge rate: the third step's alphas are beyond float32."""
+  out = tmp_path / "out"
+  status = run(
+    "--experiment=darts_digits",
+    "--smoke",
+    f"--workdir={out}",
+    "--config.strategy.epochs=2",
+    "--config.strategy.order=1",
+    "--config.strategy.alpha_learning_rate=2e38",
+    "--config.strategy.alpha_weight_decay=0",
+  )
+  assert status == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()
+  for said in ("cell is ", "from state", "in step 1 of epoch 2", "of epoch 1 are kept"):
+    assert said in line
+  good = export.load_best(out / "last_good")
+  assert good.description["metrics"] == {"epoch": 1}
+  (row,) = [json.loads(x) for x in (out / "records.jsonl").read_text().splitlines()]
+  assert good.description["arch"] == row["arch"]
+  alphas = {name: good.weights[f"alphas/{name}"] for name in ("normal", "reduce")}
+  for name, table in alphas.items():
+    np.testing.assert_allclose(table, row["alphas"][name])
+  space = ConvCell(1)
+  assert space.describe(space.derive(alphas)) == row["arch"]
+  assert all(np.isfinite(part).all() for part in good.weights.values())
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["status"] == "failed" and summary["failure"] in line
+  page = (out / "report.html").read_text()
+  assert "in step 1 of epoch 2" in page and "Reduction cell" in page
+  assert not (out / "best").exists()
+
+
 def test_a_file_that_is_no_genotype(tmp_path):
   path = tmp_path / "genotype.json"
   path.write_text("[1, 2]")
@@ -131,8 +202,8 @@ def test_a_file_that_is_no_genotype(tmp_path):
 
 def test_skips_are_counted_in_the_normal_cell():
   space = ConvCell()
-  assert common_darts.num_skips(space.parse("DARTS_V1"), space) == 3
-  assert common_darts.num_skips(space.parse("DARTS_V2"), space) == 2
+  assert common_darts_run.num_skips(space.parse("DARTS_V1"), space) == 3
+  assert common_darts_run.num_skips(space.parse("DARTS_V2"), space) == 2
 
 
 def test_throughput_smoke(tmp_path):

@@ -111,6 +111,11 @@ def test_digits(tmp_path, capsys):
   summary = check(workdir, "mlpnas_digits")
   assert summary["sklearn_test_accuracy"] > 0.95 > summary["majority_accuracy"]
   assert 0 < summary["holdout_bound"] < 0.2
+  # The plan is a line of the log and figures of the metrics, round by round.
+  rounds = (workdir / "metrics.jsonl").read_text().splitlines()[:2]
+  assert all(json.loads(line)["search/plan_programs"] >= 1 for line in rounds)
+  log = (workdir / "log.txt").read_text()
+  assert "search, round 1: 2 children: " in log and "programs to compile" in log
   capsys.readouterr()
   # the same command again: nothing is run, nothing is touched
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}

@@ -178,7 +178,8 @@ def test_curves_end_where_an_unfinished_run_does(make):
 
 def test_one_run_alone_is_a_report(make, tmp_path):
   assert execute(tmp_path, make("a")) == 0
-  assert "mlpnas_wine" in (tmp_path / "report" / "report.md").read_text()
+  text = (tmp_path / "report" / "report.md").read_text()
+  assert "mlpnas_wine" in text and "\n1 run, 1 task\n" in text
 
 
 def test_a_run_in_which_every_child_failed(make, tmp_path):

@@ -54,6 +54,20 @@ def test_what_is_far_too_large_is_not_compiled(audit, monkeypatch):
   assert not parts[-1].failure and parts[-1].parts * parts[-1].children >= 6000
 
 
+@pytest.mark.usefixtures("quick_compile")
+def test_the_search_step_is_listed(audit, monkeypatch):
+  monkeypatch.setattr(tpu_audit, "SUPERNET", ((4, 4, 1), 2, 2, 3, 1))
+  monkeypatch.setattr(tpu_audit, "SEARCH_BATCH", 2)
+  row = audit.search_step("float32")
+  assert row.name == "DARTS step, float32" and row.collectives == 0
+  # The arithmetic of products and convolutions is a part of all that there is.
+  assert row.peak_gb > 0 and 0 < row.least * audit.profile.flops < row.flops
+  monkeypatch.setattr(audit, "retraining", lambda: "retraining")
+  monkeypatch.setattr(audit, "search_step", lambda dtype: dtype)
+  listed = list(tpu_audit._rows(audit, [], [], ""))
+  assert listed == ["retraining", "float32", "bfloat16"]
+
+
 def test_collectives_are_found_in_what_xla_prints():
   text = """
   %start = (f32[8]{0:T(8)}, f32[8]{0:T(8)}) all-reduce-start(f32[8]{0} %x), channel_id=1

@@ -60,8 +60,10 @@ def small():
   return plan, weights, alphas, x
 
 
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("way", ["cell_edges", "stacked_edges"])
 @pytest.mark.parametrize("reduction", [True, False])
-def test_loops_over_edges_are_edges_one_at_a_time(reduction):
+def test_edges_together_are_edges_one_at_a_time(reduction, way):
   """A cell as the paper writes it, every edge by itself, and its gradients."""
   number = 1 if reduction else 0
   nodes = 2 if reduction else 1
@@ -72,7 +74,8 @@ def test_loops_over_edges_are_edges_one_at_a_time(reduction):
   inputs = jnp.asarray(RNG.normal(size=(2, cell.channels, 5, 4, 3)), jnp.float32)
 
   def ours(weights, mix_EK, inputs):
-    return supernet_cnn.cell_edges(weights, mix_EK, cell, nodes, *inputs, Norms())
+    run = getattr(supernet_cnn, way)
+    return run(weights, mix_EK, cell, nodes, *inputs, Norms())
 
   def reference(weights, mix_EK, inputs):
     states = [*inputs, *[0.0] * nodes]
@@ -97,6 +100,53 @@ def test_loops_over_edges_are_edges_one_at_a_time(reduction):
   assert found[0][1].shape == (nodes * cell.channels, *half, 3)
   for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-4)
+
+
+def tiny():
+  """A supernet of three cells of one node, its plan, weights, alphas and a batch."""
+  plan = cell_cnn.make_plan((6, 5, 1), 3, channels=2, layers=3, nodes=1)
+  weights = jax.device_put(supernet_cnn.init(np.uint32(1), plan))
+  alphas = supernet_cnn.init_alphas(jax.random.key(2), 1)
+  return plan, weights, alphas, cells.Batch(images(5, 6)[:, :, :5], jnp.arange(5) % 3)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_the_forms_of_a_supernet_agree():
+  """Logits, statistics in their order, and logits with given statistics."""
+  plan, weights, alphas, batch = tiny()
+
+  def everything(form):
+    @jax.jit
+    def run():
+      output = supernet_cnn.apply(weights, alphas, plan, batch.x, None, form)
+      other = jax.tree.map(lambda part: part + 0.1, output.statistics)
+      return output, supernet_cnn.apply(weights, alphas, plan, batch.x, other, form)
+
+    return run()
+
+  found = everything(supernet_cnn.Form(stacked=True))
+  wanted = everything(supernet_cnn.Form())
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_bfloat16_is_for_activations_alone():
+  plan, weights, alphas, batch = tiny()
+  form = supernet_cnn.Form(stacked=True, dtype="bfloat16")
+  losses = [
+    cells.supernet_loss(plan, get_task("multiclass"), each)
+    for each in (form, supernet_cnn.Form())
+  ]
+  gradient = jax.eval_shape(jax.grad(losses[0], has_aux=True), weights, alphas, batch)
+  assert all(part.dtype == jnp.float32 for part in jax.tree.leaves(gradient))
+  found, wanted = (jax.jit(loss)(weights, alphas, batch)[0] for loss in losses)
+  assert found.dtype == jnp.float32 and 0 < abs(found - wanted) < 0.1
+  traced = jax.jit(losses[0]).trace(weights, alphas, batch)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+  assert convolutions and all("xbf16>" in line for line in convolutions)
 
 
 def test_statistics_of_the_batch_give_the_batchs_outputs():
@@ -167,7 +217,7 @@ def test_every_operation_keeps_channels_and_halves_the_image(name, stride):
   assert out.shape == (4, -(-7 // stride), 6 // stride, 2)
 
 
-def derived(drop_path=None, remat=False):
+def derived(drop_path=None, **options):
   plan = cell_cnn.make_plan((8, 8, 1), 3, channels=2, layers=3, nodes=2)
   space = ConvCell(2)
   cells = space.decode(
@@ -181,7 +231,7 @@ def derived(drop_path=None, remat=False):
   weights = jax.device_put(cell_cnn.derived_init(np.uint32(3), plan, cells))
 
   def run(weights, x):
-    return cell_cnn.derived(weights, plan, cells, x, drop_path=drop_path, remat=remat)
+    return cell_cnn.derived(weights, plan, cells, x, drop_path=drop_path, **options)
 
   return weights, run
 
@@ -199,6 +249,22 @@ def test_a_derived_network_with_and_without_remat():
   assert outputs[0][0][1].logits.shape == (4, 3)
   for left, right in zip(*map(jax.tree.leaves, outputs), strict=True):
     np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_derived_network_in_bfloat16():
+  x = images()
+  weights, exact = derived()
+  _, run = derived(dtype="bfloat16")
+  found, wanted = jax.jit(run)(weights, x), jax.jit(exact)(weights, x)
+  assert found.logits.dtype == jnp.float32 and found.auxiliary.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found.logits, wanted.logits, atol=0.1)
+  assert np.abs(found.logits - wanted.logits).max() > 0
+  for left, right in zip(
+    jax.tree.leaves(found.statistics), jax.tree.leaves(wanted.statistics)
+  ):
+    assert left.dtype == jnp.float32
+    np.testing.assert_allclose(left, right, rtol=0.1, atol=0.1)
 
 
 def test_dropped_paths():
@@ -236,9 +302,18 @@ def test_the_auxiliary_head_needs_room():
   assert cell_cnn.auxiliary_logits(head, x).shape == (3, 10)
 
 
-def test_the_exact_step_lowers_for_accelerators():
+@pytest.mark.parametrize(
+  "form",
+  [
+    supernet_cnn.Form(),
+    supernet_cnn.Form(stacked=True),
+    supernet_cnn.Form(stacked=True, remat=True, dtype="bfloat16"),
+  ],
+  ids=["loops", "stacked", "bfloat16"],
+)
+def test_the_exact_step_lowers_for_accelerators(form):
   plan = cell_cnn.make_plan((10, 10, 1), 3, channels=2, layers=3, nodes=1)
-  loss = cells.supernet_loss(plan, get_task("multiclass"))
+  loss = cells.supernet_loss(plan, get_task("multiclass"), form)
   strategy = darts.darts(
     lambda key: supernet_cnn.init(np.uint32(0), plan),
     lambda key: supernet_cnn.init_alphas(key, 1),
@@ -252,3 +327,7 @@ def test_the_exact_step_lowers_for_accelerators():
   traced = jax.jit(strategy.step).trace(state, batch, batch)
   text = traced.lower(lowering_platforms=("tpu", "cuda")).as_text()
   assert "stablehlo.convolution" in text
+  assert ("stablehlo.while" in text) == (not form.stacked)
+  # The two edges of the last cell have eight channels each.
+  assert ("feature_group_count = 16" in text) == form.stacked
+  assert ("bf16" in text) == (form.dtype is not None)

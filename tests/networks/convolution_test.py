@@ -90,12 +90,47 @@ def test_forward_mode_works_where_reverse_mode_has_not_been():
   np.testing.assert_allclose(tangent, convolution.depthwise(x, kernel), rtol=1e-6)
 
 
-def test_vmapped_is_one_at_a_time():
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (3, 1)])
+def test_vmapped_is_one_at_a_time(axes):
+  """Every operand that has children, to second order; depthwise and pointwise."""
   x, kernel = operands(3, (5, 5))
-  kernels = jnp.stack([kernel, -2 * kernel])
-  found = jax.vmap(convolution.depthwise, (None, 0))(x, kernels)
-  for out, one in zip(found, kernels):
-    np.testing.assert_allclose(out, convolution.depthwise(x, one), rtol=1e-6)
+  for convolve, weights in (
+    (convolution.depthwise, kernel),
+    (convolution.pointwise, kernel[:, 0]),
+  ):
+
+    def children(value, axis):
+      if axis is None:
+        return value
+      return jnp.stack([value, -2 * value, value + 1], axis)
+
+    xs, kernels = children(x, axes[0]), children(weights, axes[1])
+    found = everything(jax.vmap(convolve, axes))(xs, kernels)
+
+    def one_at_a_time(xs, kernels, convolve=convolve):
+      pick = [jax.tree_util.Partial(jnp.take, axis=axis) for axis in axes]
+      return jnp.stack(
+        [
+          convolve(
+            *(v if a is None else p(v, i) for p, v, a in zip(pick, (xs, kernels), axes))
+          )
+          for i in range(3)
+        ]
+      )
+
+    wanted = everything(one_at_a_time)(xs, kernels)
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+      np.testing.assert_allclose(left, right, rtol=1e-3, atol=2e-3)
+
+
+def test_children_of_a_depthwise_convolution_are_channels():
+  """One convolution of rank four for all, on platforms that have the library's."""
+  x, kernel = operands(3, (10, 10))
+  kernels = jnp.stack([kernel, -kernel])
+  traced = jax.jit(jax.vmap(convolution.depthwise, (None, 0))).trace(x, kernels)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  assert text.count("stablehlo.convolution") == 1
+  assert "feature_group_count = 6" in text
 
 
 @pytest.mark.parametrize("platform, wanted", [("tpu", 1), ("cuda", 1), ("cpu", 0)])

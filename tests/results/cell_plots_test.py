@@ -60,5 +60,7 @@ def test_alphas_and_curves_by_epoch():
     )
   ]
   assert "<svg" in plots.to_svg(cell_plots.search_curves(rows))
-  (axes,) = cell_plots.skip_count(rows, 8).axes
-  np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0, 1])
+  rows[1]["skips"] = 5
+  (axes,) = cell_plots.skip_count(rows, 8, 4).axes
+  np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0, 5])
+  np.testing.assert_array_equal(axes.lines[1].get_ydata(), [5])  # the alarm

@@ -62,8 +62,13 @@ def test_derive_by_hand():
 def test_derive_names_what_is_not_finite():
   alphas = {name: np.zeros((14, 8)) for name in CELLS}
   alphas["reduce"][5, 4] = np.nan
-  with pytest.raises(InputError, match="reduce cell: edge 5, sep_conv_3x3 is nan"):
+  message = "an alpha of the reduce cell is nan: sep_conv_3x3 on edge 5, "
+  message += "from state 0 into node 2"
+  with pytest.raises(InputError, match=f"^{message}$"):
     SPACE.derive(alphas)
+  assert SPACE.fault(alphas) == message
+  alphas["reduce"][5, 4] = 0.0
+  assert SPACE.fault(alphas) is None
 
 
 V2 = PUBLISHED["DARTS_V2"]

@@ -153,6 +153,43 @@ def test_through_two_steps_against_differences_of_the_loss():
     assert abs((ahead - behind) / 2e-5 - found[place]) < 1e-7
 
 
+GOLDEN_REPORT = (2.49885911495, 8.93984562273, 2.62563568828)
+GOLDEN_CHANGE = (
+  (6.066150968e-4, -6.111877991e-4, -6.027843071e-4),
+  (-6.161640853e-4, 6.156618876e-4, 6.158830686e-4),
+)
+
+
+def golden_steps():
+  """Two exact steps on the smooth network: what the second reports, and alphas."""
+  weights, alphas, _, (first, second, third) = network_point(seed=7)
+  strategy = darts.darts(
+    lambda key: weights,
+    lambda key: alphas,
+    network,
+    network,
+    derive=np.asarray,
+    num_steps=2,
+    steps_per_epoch=1,
+  )
+  state = strategy.init(jax.random.key(0))
+  state, _ = strategy.step(state, first, second)
+  state, info = strategy.step(state, second, third)
+  found = info.train_loss, info.valid_loss, info.gradient_norm
+  return np.array(found), strategy.derive(state) - alphas
+
+
+def test_golden_steps():
+  """Every default counts; another number here is another method: say so in the commit.
+
+  The change of alphas is Adam's: the first step's has the sign of the gradient alone,
+  the second's the ratio of both gradients.
+  """
+  reported, change = golden_steps()
+  np.testing.assert_allclose(reported, GOLDEN_REPORT, rtol=1e-9)
+  np.testing.assert_allclose(change, GOLDEN_CHANGE, rtol=1e-7)
+
+
 def make(order="2", **options):
   return darts.darts(
     lambda key: jax.random.normal(key, (5,)),

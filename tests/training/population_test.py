@@ -181,6 +181,18 @@ def test_parts_have_one_width_and_what_is_far_too_large_is_not_compiled(monkeypa
     assert "2 parts" in lines[-1] and widths == seen
 
 
+def test_a_last_part_leaves_room_for_what_the_others_kept():
+  lines = []
+  many = np.concatenate([GENOTYPES] * 4)  # 12: the state is 8 copies, 9 with gradients
+  copy = 4 * mlp.num_params(SPACE.layers(SPACE.parse("8 relu - 8 relu - 8 relu")), 4, 3)
+  # 108 copies of a child's weights in the room of 30 less the 12 that are kept.
+  limit = 30 * copy / 1e9
+  train = trainer(layout="padded", memory_limit_gb=limit, log=lines.append, epochs=1)
+  train(jax.random.key(0), many, HYPER)
+  assert len(lines) == 1 and "12 children would take" in lines[0]
+  assert lines[0].endswith("in 6 parts")
+
+
 def test_bfloat16_computes_what_float32_computes_but_coarser():
   # Random weights would do; learning makes sure that gradients arrive as well.
   exact = trainer(epochs=8)(jax.random.key(0), GENOTYPES, HYPER)
