@@ -7,6 +7,7 @@ trained alike, are the control.
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -44,14 +45,15 @@ class _Good(NamedTuple):
 def run_darts(config: DARTSConfig, run: Run, images: Images) -> None:
   """Search, derive, retrain, control, report.
 
-  On Ctrl-C what was recorded is kept, and the report of it is written.
+  On Ctrl-C what was recorded is kept, and the report of it is written. An unfinished
+  run goes on after its last whole epoch, and ends as if it had not stopped.
 
   Raises:
     InputError: for a config that does not fit the images (nothing was touched then), or
       alphas that became NaN, saying which.
   """
   job = _Job(config, run, images)
-  run.begin()
+  run.begin(resumes=True)
   height, width, channels = images.shape
   summary: dict[str, Any] = {
     "experiment": run.experiment,
@@ -78,6 +80,8 @@ def run_darts(config: DARTSConfig, run: Run, images: Images) -> None:
     summary |= run.compile_stats()
     run.write_summary(summary)
     run.log(f"report: {common_darts_report.write(run, summary, job.space)}")
+    if summary["status"] == "interrupted":
+      run.log("the same command goes on from the last whole epoch")
   job.print_result(summary)
 
 
@@ -145,37 +149,43 @@ class _Job:
       run.key, "search", "retrain", "random"
     )
     if self.given is None:
-      start = time.perf_counter()
-      genotype = self._search(search_key, summary)
-      summary["search_seconds"] = time.perf_counter() - start
+      # In the summary as the search goes on: an interrupted one is reported, too.
+      found = run.once("search", lambda: self._search(search_key, summary))
+      warnings = found.pop("warnings")
+      summary |= {**found, "warnings": warnings}
+      genotype = np.array(summary.pop("genotype"), np.int32)
     else:
       genotype = self.given
     arch = space.describe(genotype)
     summary |= {"arch": arch, "normal_skips": num_skips(genotype, space)}
-    run.log(f"training from scratch: {arch}")
-    result, model = self._train(retrain_key, genotype, "the derived cell")
-    summary |= result
-    metrics = {name: result[name] for name in ("test_accuracy", "test_loss")}
-    arrays = {"weights": model[0], "statistics": model[1]}
-    self._export("best", genotype, self.network, arrays, metrics)
+
+    def derived() -> dict[str, Any]:
+      run.log(f"training from scratch: {arch}")
+      result, model = self._train(retrain_key, genotype, "the derived cell", "derived")
+      metrics = {name: result[name] for name in ("test_accuracy", "test_loss")}
+      arrays = {"weights": model[0], "statistics": model[1]}
+      self._export("best", genotype, self.network, arrays, metrics)
+      return result
+
+    summary |= run.once("derived", derived)
     drawn = jax.vmap(lambda key: base.sample(space, key))(
       jax.random.split(random_key, max(self.config.random_cells, 1))
     )
     summary["random_cells"] = []
+    run.rewind("control_records", 0, "control")  # written again from what stages gave
     with run.records("control_records") as records:
       for number in range(self.config.random_cells):
+        cell = np.asarray(drawn[number])
         label = f"random cell {number + 1} of {self.config.random_cells}"
-        found, _ = self._train(retrain_key, np.asarray(drawn[number]), label)
-        row = {
-          "arch": space.describe(np.asarray(drawn[number])),
-          "score": None,
-          **found,
-        }
+        name = f"random_{number + 1}"
+        train = functools.partial(self._train, retrain_key, cell, label, name)
+        found = run.once(name, lambda train=train: train()[0])
+        row = {"arch": space.describe(cell), "score": None, **found}
         records.write(row)
         summary["random_cells"].append(row)
 
-  def _search(self, key: jax.Array, summary: dict[str, Any]) -> np.ndarray:
-    """The supernet's search; the genotype of its last epoch."""
+  def _search(self, key: jax.Array, summary: dict[str, Any]) -> dict[str, Any]:
+    """The supernet's search; entries of the summary, and the last epoch's genotype."""
     run, images, space = self.run, self.images, self.space
     config, strategy, steps = self.config.strategy, self.strategy, self.steps
     epochs, batch_size = config.epochs, config.batch_size
@@ -199,12 +209,31 @@ class _Job:
     update = jax.jit(training.update_statistics)
     test = training.supernet_tester(self.supernet, self.task, batch_size, self.form)
     run.log(f"compiling the supernet's step, {summary['supernet_params']:,} weights")
+    checkpoints = run.checkpoints("search")
+    before: list[dict[str, Any]] = []
+    first, seconds = 0, 0.0
+    if run.resumed:
+      saved = checkpoints.restore((state, running, seconds))
+      first = saved[0] if saved else 0
+      if saved:
+        *arrays, seconds = saved[1]
+        state, running = map(self.placement.put, arrays)
+        run.log(f"search: goes on after epoch {first}")
+      before = run.rewind("records", first, "search")
+    start = time.perf_counter() - seconds
     genotype, good = strategy.derive(state), None
+    if before:
+      good = self._good(first, genotype, state, running)
+      valid = before[-1]["valid_accuracy"]
+      summary |= {"epochs_searched": first, "supernet_valid": valid}
     with (
+      checkpoints,
       run.progress(epochs * steps, "search", "steps") as progress,
       run.records() as out,
     ):
-      for epoch in range(epochs):
+      for epoch in range(first, epochs):
+        if before and 0 < config.stop_at_skips <= before[-1]["skips"]:
+          break
         seen = []
         train, valid = training.search_rows(
           rows_key, epoch, len(images.train.y), len(images.valid.y), batch_size
@@ -258,10 +287,8 @@ class _Job:
           "epochs_searched": epoch + 1,
           "supernet_valid": float(tested.metric),
         }
-        arrays = {"weights": state.weights, "statistics": running}
-        arrays = jax.device_get({**arrays, "alphas": state.alphas})
-        if all(np.isfinite(part).all() for part in jax.tree.leaves(arrays)):
-          good = _Good(epoch + 1, genotype, arrays)
+        good = self._good(epoch + 1, genotype, state, running) or good
+        checkpoints.save(epoch + 1, (state, running, time.perf_counter() - start))
         if 0 < config.stop_at_skips <= row["skips"]:
           run.log(
             f"stopped after epoch {epoch + 1}: the normal cell has {row['skips']} skips"
@@ -275,20 +302,49 @@ class _Job:
       )
       run.warn(warning)
       summary["warnings"].append(warning)
-    return genotype
+    names = ("supernet_params", "epochs_searched", "supernet_valid", "warnings")
+    return {name: summary[name] for name in names if name in summary} | {
+      "search_seconds": time.perf_counter() - start,
+      "genotype": genotype.tolist(),
+    }
+
+  def _good(self, epoch: int, genotype: np.ndarray, state, running) -> _Good | None:
+    """The end of an epoch, if nothing is wrong there."""
+    arrays = {"weights": state.weights, "statistics": running, "alphas": state.alphas}
+    arrays = jax.device_get(arrays)
+    fine = all(np.isfinite(part).all() for part in jax.tree.leaves(arrays))
+    return _Good(epoch, genotype, arrays) if fine else None
 
   def _train(
-    self, key: jax.Array, genotype: np.ndarray, label: str
+    self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """One network from scratch; what it gave, and (weights, statistics)."""
+    """One network from scratch; what it gave, and (weights, statistics).
+
+    Its checkpoints, called `name`, are gone when it is done.
+    """
     run, images = self.run, self.images
     cells = self.space.decode(genotype)
     rows = images.learned_from
-    start = time.perf_counter()
+    start, epochs = time.perf_counter(), self.recipe.epochs
     model: Any = None
-    with run.progress(self.recipe.epochs, label, "epochs") as progress:
+    checkpoints = run.checkpoints(name)
+
+    def resume(carry: Any) -> tuple[int, Any]:
+      nonlocal start
+      saved = checkpoints.restore((carry, 0.0)) if run.resumed else None
+      if saved is None:
+        return 0, carry
+      done, (carry, seconds) = saved
+      start -= seconds
+      run.log(f"{label}: goes on after epoch {done}")
+      return done, carry
+
+    with (
+      checkpoints,
+      run.progress(epochs, label, "epochs") as progress,
+    ):
       for each in training.train_derived(
-        key, self.network, cells, rows, self.task, self.recipe, self.placement
+        key, self.network, cells, rows, self.task, self.recipe, self.placement, resume
       ):
         model = each.weights, each.statistics
         progress.update(
@@ -296,12 +352,15 @@ class _Job:
           loss=f"{each.train_loss:.4f}",
           accuracy=f"{each.train_metric:.4f}",
         )
+        if each.epoch < epochs:  # after the last one there is nothing to go on with
+          checkpoints.save(each.epoch, (each.carry, time.perf_counter() - start))
     test = training.derived_tester(
       self.network, cells, self.task, self.recipe.batch_size
     )
     if not np.isfinite(each.train_loss):
       run.warn(f"{label}: its training loss is {each.train_loss} in the last epoch")
     tested = test(model, jnp.asarray(images.test.x), jnp.asarray(images.test.y))
+    checkpoints.clear()
     return {
       "test_accuracy": float(tested.metric),
       "test_loss": float(tested.loss),

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
 from nasjax.core import trees
 from nasjax.core.types import InputError
 
@@ -51,7 +53,8 @@ class Checkpoints:
       if self._manager is None:
         options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
         self._manager = orbax.CheckpointManager(self._folder, options=options)
-      state = {"state": trees.storable(state)}
+      # A copy: what is written meanwhile may be donated to the next step.
+      state = {"state": jax.tree.map(_copied, trees.storable(state))}
       self._manager.save(step, args=orbax.args.StandardSave(state), force=True)
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
@@ -77,7 +80,7 @@ class Checkpoints:
           f"checkpoint {step} cannot be read ({reason}); trying the one before"
         )
         continue
-      self.forget_after(step)
+      self._forget_after(step)
       return step, state
     if steps:
       raise InputError(
@@ -85,7 +88,12 @@ class Checkpoints:
       )
     return None
 
-  def forget_after(self, step: int) -> None:
+  def clear(self) -> None:
+    """Removes all, when nothing will go on from here."""
+    self.close()
+    self._forget_after(-1)
+
+  def _forget_after(self, step: int) -> None:
     """Removes what is newer, and what was not written to its end."""
     if not self._folder.is_dir():
       return
@@ -128,6 +136,10 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _copied(leaf: Any) -> Any:
+  return leaf.copy() if isinstance(leaf, jax.Array) else leaf
 
 
 def _orbax() -> Any:

@@ -204,6 +204,7 @@ class Trained(NamedTuple):
     statistics: running, of the normalisations.
     train_loss: mean over the epoch, without the auxiliary part.
     train_metric: mean over the epoch.
+    carry: all that the epochs to come depend on, beside the key.
   """
 
   epoch: int
@@ -211,6 +212,7 @@ class Trained(NamedTuple):
   statistics: Any
   train_loss: float
   train_metric: float
+  carry: Any
 
 
 def train_derived(
@@ -221,6 +223,7 @@ def train_derived(
   task: Task,
   recipe: Recipe,
   placement: Placement = ONE_DEVICE,
+  resume: Callable[[Any], tuple[int, Any]] = lambda carry: (0, carry),
 ) -> Iterator[Trained]:
   """Trains the network of a genotype from scratch, an epoch at a time.
 
@@ -232,6 +235,8 @@ def train_derived(
     task: loss and metric.
     recipe: how.
     placement: over which devices a batch is shared; they must divide it.
+    resume: called with the carry before the first epoch; gives how many epochs were
+      done, and the carry after them.
 
   Raises:
     InputError: an auxiliary head on images that are too small for it.
@@ -302,9 +307,10 @@ def train_derived(
   running = initial_statistics(
     lambda w, x: cell_cnn.derived(w["network"], plan, cells, x), weights, data.x[:1]
   )
-  carry = placement.put((weights, optimizer.init(weights), running))
+  done, carry = resume((weights, optimizer.init(weights), running))
+  carry = placement.put(carry)
   batches = epoch_batches(rows_key, len(rows.y), recipe.batch_size, recipe.epochs)
-  for number in range(recipe.epochs):
+  for number in range(done, recipe.epochs):
     rate = 0.5 * recipe.learning_rate * (1 + np.cos(np.pi * number / recipe.epochs))
     drop_rate = recipe.drop_path * number / recipe.epochs
     carry, (losses, metrics) = epoch(
@@ -315,9 +321,8 @@ def train_derived(
       np.float32(rate),
       np.float32(drop_rate),
     )
-    yield Trained(
-      number + 1, carry[0], carry[2], float(losses.mean()), float(metrics.mean())
-    )
+    means = float(losses.mean()), float(metrics.mean())
+    yield Trained(number + 1, carry[0], carry[2], *means, carry)
 
 
 def derived_tester(plan: Plan, cells: Cells, task: Task, batch_size: int) -> Callable:
