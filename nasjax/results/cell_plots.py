@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import MaxNLocator
 
 from nasjax.results.plots import BLUE, GREEN, GREY, ORANGE
 
@@ -165,7 +166,7 @@ def alphas_over_time(
     axes.set_yticks(range(len(operations)))
     axes.set_yticklabels([op.replace("_", " ") for op in operations])
     axes.tick_params(labelsize=7.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   figure.supxlabel("epoch", fontsize=9)
   figure.suptitle(f"Weights of the {name} cell's operations", fontsize=11)
   figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6)
@@ -189,7 +190,7 @@ def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
       axes.plot(epochs, values, color=colour, label=name, marker=".", markersize=4)
     axes.set_title(what, loc="left")
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
@@ -210,7 +211,7 @@ def skip_count(searched: Sequence[Mapping[str, Any]], most: int, alarm: int) -> 
   wrong = skips >= alarm
   axes.plot(epochs[wrong], skips[wrong], color=ORANGE, marker="o", linestyle="none")
   axes.set_ylim(-0.5, most + 0.5)
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("epoch")
   axes.set_title(f"Skips among the {most} edges of the normal cell", loc="left")
   axes.grid(alpha=0.25, linewidth=0.6)
