@@ -121,10 +121,10 @@ def check(config: DARTSConfig) -> tuple[ConvCell, np.ndarray | None]:
       f"--config.random_cells must not be negative, got {config.random_cells}"
     )
   space = ConvCell(config.nodes)
-  return space, _given(config.genotype, space) if config.genotype else None
+  return space, read_genotype(config.genotype, space) if config.genotype else None
 
 
-def _given(text: str, space: ConvCell) -> np.ndarray:
+def read_genotype(text: str, space: base.Space) -> np.ndarray:
   """The genotype of `--config.genotype`."""
   if text.endswith(".json"):
     path = pathlib.Path(text)

@@ -38,8 +38,8 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
       figures.append((figure, "Every node adds up what its two arrows bring."))
   sections = [
     _result(summary),
-    report.Section("The derived cells", notes=[arch or ""], plots=_shown(figures)),
-    report.Section("The search in pictures", plots=_shown(_searched(searched, space))),
+    report.Section("The derived cells", notes=[arch or ""], plots=shown(figures)),
+    report.Section("The search in pictures", plots=shown(_searched(searched, space))),
     _epochs(searched),
     report.Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     report.Section(
@@ -147,7 +147,8 @@ def _searched(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
   return made
 
 
-def _shown(made: Sequence[tuple[Any, str]]) -> list[dict[str, str]]:
+def shown(made: Sequence[tuple[Any, str]]) -> list[dict[str, str]]:
+  """Figures with the sentence that says what to see, as a page shows them."""
   return [
     {
       "svg": plots.to_svg(figure),

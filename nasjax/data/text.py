@@ -1,8 +1,8 @@
 """Any text file as tokens: words or characters, three parts, streams and windows.
 
-The vocabulary is that of the training part alone; what else occurs is `<unk>`. A line of
-words ends with `<eos>`, so Penn Treebank and WikiText files are read as their authors'
-programs read them. Parts are contiguous: train, then valid, then test.
+The vocabulary is that of the training part alone; what else occurs is `<unk>`. A line
+of words ends with `<eos>`, so Penn Treebank and WikiText files are read as their
+authors' programs read them. Parts are contiguous: train, then valid, then test.
 """
 
 import collections
@@ -44,7 +44,7 @@ class Text:
 
   @property
   def unknown(self) -> float:
-    """Which part of the tokens outside of the training part is not in the vocabulary."""
+    """Which part of the validation and test tokens is not in the vocabulary."""
     outside = np.concatenate([self.valid, self.test])
     return float((outside == self.vocabulary.index(UNKNOWN)).mean())
 
@@ -107,7 +107,9 @@ def from_files(
     parts = [tokens[:valid], tokens[valid:test], tokens[test:]]
   for name, part in zip(("training", "validation", "test"), parts):
     if not len(part):
-      raise InputError(f"{path}: the {name} part is empty ({len(tokens)} {unit} in all)")
+      raise InputError(
+        f"{path}: the {name} part is empty ({len(tokens)} {unit} in all)"
+      )
   counts = collections.Counter(parts[0])
   frequent = [token for token, count in counts.most_common() if count >= min_count]
   vocabulary = tuple(dict.fromkeys([*frequent, UNKNOWN]))
@@ -143,9 +145,7 @@ def _tokens(text: str, unit: str) -> Sequence[str]:
     return text
   if unit != "words":
     raise InputError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
-  return [
-    token for line in text.splitlines() for token in (*line.split(), END_OF_LINE)
-  ]
+  return [token for line in text.splitlines() for token in (*line.split(), END_OF_LINE)]
 
 
 def streams(tokens: np.ndarray, batch: int) -> np.ndarray:
@@ -213,5 +213,6 @@ def check_length(text: Text, batch: int, window: int, flag: str) -> None:
     if steps < window + 1:
       raise InputError(
         f"{text.name}: the {name} part has {tokens:,} {text.unit}, {steps} in each of "
-        f"{batch} streams ({flag}); a truncation window takes {window} and the one after"
+        f"{batch} streams ({flag}); a truncation window takes {window} and the one "
+        "after"
       )

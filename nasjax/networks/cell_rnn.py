@@ -185,7 +185,8 @@ def apply(
     hidden: `[B, H]` that the window before ended with.
     make_cell: `(weights [N, H, 2H], mask [B, H] or None) -> Cell`.
     masks: for training.
-    length: steps that count; the hidden state stays what it is after them. None for all.
+    length: steps that count, after which the hidden state stays what it is; None for
+      all.
   """
   table, units = weights["embedding"], hidden.shape[-1]
   x_TBH = table[tokens]

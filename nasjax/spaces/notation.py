@@ -90,5 +90,7 @@ def edge(
     raise InputError(f"{where}: no operation {op!r}; there are {', '.join(operations)}")
   if type(source) is not int or not 0 <= source < states:
     before = "state 0" if states == 1 else f"states 0 to {states - 1}"
-    raise InputError(f"{where} reads state {source!r}; node {node} comes after {before}")
+    raise InputError(
+      f"{where} reads state {source!r}; node {node} comes after {before}"
+    )
   return op, source

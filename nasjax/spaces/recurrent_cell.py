@@ -49,7 +49,9 @@ class Edge(NamedTuple):
 
 def edges(nodes: int) -> tuple[tuple[int, int], ...]:
   """`[E]` (source state, target state) of the relaxed cell, in the order of alphas."""
-  return tuple((source, node + 1) for node in range(nodes) for source in range(node + 1))
+  return tuple(
+    (source, node + 1) for node in range(nodes) for source in range(node + 1)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,8 @@ def _through_clip(direction: Any, gradient: Any, largest: Any) -> Any:
   """
   norm = _norm(gradient)
   along = sum(
-    jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
+    jnp.vdot(a, b)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
   )
   part = jnp.where(norm > largest, along / jnp.square(norm), 0.0)
   scale = _scale(norm, largest)
@@ -198,10 +199,8 @@ def unrolled(
       train.of_alphas(_add(weights, direction, part), alphas, train_batch)[1]
       for part in (step, -step)
     )
-    if inner.clip_norm is None:
-      scale = 1.0
-    else:
-      scale = _scale(_norm(gradient), inner.clip_norm)
+    clip_norm = inner.clip_norm
+    scale = 1.0 if clip_norm is None else _scale(_norm(gradient), clip_norm)
     implicit = _add(ahead, behind, -1.0)
     implicit = jax.tree.map(lambda part: part * (scale / (2 * step)), implicit)
   else:
@@ -382,7 +381,9 @@ def darts(
         looked_through,
       )
     elif order == "1":
-      (valid, valid_auxiliary), gradient = first_order(valid_loss, weights, alphas, valid_batch)
+      (valid, valid_auxiliary), gradient = first_order(
+        valid_loss, weights, alphas, valid_batch
+      )
     else:
       (valid, valid_auxiliary), gradient = unrolled(
         train_loss,
