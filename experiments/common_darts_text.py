@@ -7,6 +7,7 @@ Random cells of the same space, trained alike, are the control.
 """
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -194,13 +195,22 @@ class _Job:
   def __init__(self, config: DARTSTextConfig, run: Run, text: Text):
     self.config, self.run, self.text = config, run, text
     self.space, self.given = check(config)
-    for section in ("strategy", "retrain"):
-      flag = f"--config.{section}.batch_size"
-      batch = getattr(config, section).batch_size
-      text_lib.check_length(text, batch, config.window, flag)
-    text_lib.check_length(
-      text, config.test_streams, config.window, "--config.test_streams"
-    )
+    read = math.ceil(config.strategy.part * len(text.train))
+    self.searched_tokens = {"train": text.train[:read], "valid": text.valid}
+    measured = {"valid": text.valid, "test": text.test}
+    for parts, flag, batch in (
+      (self.searched_tokens, "strategy.batch_size", config.strategy.batch_size),
+      ({"train": text.train}, "retrain.batch_size", config.retrain.batch_size),
+      (measured, "test_streams", config.test_streams),
+    ):
+      for name, tokens in parts.items():
+        text_lib.check_length(
+          f"the {name} part of {text.name}",
+          len(tokens),
+          batch,
+          config.window,
+          f"--config.{flag}",
+        )
     words = len(text.vocabulary)
     self.supernet = cell_rnn.make_plan(words, config.strategy.hidden, config.nodes)
     self.network = cell_rnn.make_plan(words, config.retrain.hidden, config.nodes)
@@ -209,8 +219,8 @@ class _Job:
     dropout = cell_rnn.Dropout(**options.pop("dropout"))
     self.recipe = recurrent.Recipe(window=config.window, dropout=dropout, **options)
     self.test_streams = {
-      name: text_lib.streams(getattr(text, name), config.test_streams)
-      for name in ("valid", "test")
+      name: text_lib.streams(tokens, config.test_streams)
+      for name, tokens in measured.items()
     }
     strategy = config.strategy
     self.strategy = darts.darts(
@@ -270,8 +280,8 @@ class _Job:
     window, batch = self.config.window, config.batch_size
     init_key, windows_key, masks_key = keys.named(key, "init", "windows", "masks")
     streams = {
-      name: text_lib.streams(getattr(self.text, name), batch)
-      for name in ("train", "valid")
+      name: text_lib.streams(tokens, batch)
+      for name, tokens in self.searched_tokens.items()
     }
     filled = {k: recurrent.on_device(v, window) for k, v in streams.items()}
     dropout = cell_rnn.Dropout(**dataclasses.asdict(config.dropout))

@@ -101,8 +101,14 @@ def _result(summary: Mapping[str, Any]) -> report.Section:
   if not rows:
     return report.Section("Result")
   unit = summary["data"]["unit"].removesuffix("s")
-  names = ("test perplexity", "valid perplexity", f"bits a {unit}", "parameters")
-  names += (f"FLOPs a {unit}", "training loss", "best epoch", "averaged from epoch")
+  names: tuple[str, ...] = ("test perplexity", "valid perplexity", f"bits a {unit}")
+  names += (
+    "parameters",
+    f"FLOPs a {unit}",
+    "training loss",
+    "best epoch",
+    "averaged from epoch",
+  )
   columns = [("", False), *((name, True) for name in (*names, "seconds"))]
   table = tables.table(
     columns,

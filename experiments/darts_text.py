@@ -18,7 +18,7 @@ from nasjax.core.config import field
 from nasjax.data import text
 from nasjax.runtime import Run
 
-_LITTLE = DropoutConfig(output=0.0, hidden=0.0, embedded=0.0, input=0.0)
+_NO_DROPOUT = DropoutConfig(output=0.0, hidden=0.0, embedded=0.0, input=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +38,22 @@ class DataConfig:
 class Config(common_darts_text.DARTSTextConfig):
   """Configuration of `darts_text`."""
 
-  # Small models of a few passes need no dropout, and other rates.
+  # A small model that reads the text a few times has nothing to forget: no dropout. An
+  # epoch is 40 steps here: alphas must move faster to get anywhere.
   strategy: common_darts_text.StrategyConfig = common_darts_text.StrategyConfig(
-    hidden=48,
-    epochs=2,
+    hidden=32,
+    epochs=5,
     batch_size=128,
-    learning_rate=5.0,
+    part=0.2,
     alpha_learning_rate=1e-2,
-    dropout=_LITTLE,
+    dropout=_NO_DROPOUT,
   )
   retrain: common_darts_text.RetrainConfig = common_darts_text.RetrainConfig(
-    hidden=128,
+    hidden=64,
     epochs=6,
-    batch_size=64,
-    learning_rate=5.0,
+    batch_size=32,
     patience=2,
-    dropout=_LITTLE,
+    dropout=_NO_DROPOUT,
   )
   data: DataConfig = DataConfig()
 

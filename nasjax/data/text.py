@@ -195,24 +195,22 @@ def windows(
   return Windows(np.array(starts, np.int32), np.array(lengths, np.int32))
 
 
-def check_length(text: Text, batch: int, window: int, flag: str) -> None:
-  """Refuses a text that does not fill one window.
+def check_length(name: str, tokens: int, batch: int, window: int, flag: str) -> None:
+  """Refuses what does not fill one window.
 
   Args:
-    text: to look at.
+    name: of the part, for the user.
+    tokens: how many it has.
     batch: streams side by side.
     window: steps of a window.
-    flag: that sets `batch`, for the user.
+    flag: that sets `batch`.
 
   Raises:
-    InputError: saying which part is too short, and for what.
+    InputError: saying what is too short, and for what.
   """
-  for name in ("train", "valid"):
-    tokens = len(getattr(text, name))
-    steps = tokens // batch
-    if steps < window + 1:
-      raise InputError(
-        f"{text.name}: the {name} part has {tokens:,} {text.unit}, {steps} in each of "
-        f"{batch} streams ({flag}); a truncation window takes {window} and the one "
-        "after"
-      )
+  steps = tokens // batch
+  if steps < window + 1:
+    raise InputError(
+      f"{name} has {tokens:,} tokens, {steps} in each of {batch} streams ({flag}); a "
+      f"truncation window takes {window} and the one after"
+    )

@@ -67,11 +67,11 @@ def apply(
         read = states_SBH if mask is None else states_SBH * mask[None]
         gate_SBH, made_SBH = jnp.split(read @ matrix, 2, -1)
         gate_SBH = jax.nn.sigmoid(gate_SBH)
-        kept_S, activated_SBH = 0.0, 0.0
+        activated_SBH = jnp.zeros_like(made_SBH)
         for number, op in enumerate(PRIMITIVES):
           if number != NONE:
-            kept_S += mix_SK[:, number]
             activated_SBH += mix_SK[:, number, None, None] * ACTIVATIONS[op](made_SBH)
+        kept_S = mix_SK.sum(-1) - mix_SK[:, NONE]
         copied_SBH = kept_S[:, None, None] * (1.0 - gate_SBH) * states_SBH
         states.append(_norm((copied_SBH + gate_SBH * activated_SBH).sum(0)))
       return sum(states[1:]) / len(matrices)

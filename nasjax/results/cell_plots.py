@@ -109,7 +109,9 @@ def tree_graph(cell: Sequence[Any], title: str) -> Figure:
   _circle(axes, *output, "$h_t$", "#FBEFE6")
   heights = [y for _, y in place.values()]
   axes.set_xlim(-2.1, right + 0.6)
-  axes.set_ylim(min(*heights, start[1] - 0.55) - 0.6, max(*heights, start[1] + 0.55) + 0.6)
+  axes.set_ylim(
+    min(*heights, start[1] - 0.55) - 0.6, max(*heights, start[1] + 0.55) + 0.6
+  )
   axes.set_title(title, loc="left")
   return figure
 

@@ -154,7 +154,8 @@ def supernet_tester(plan: Plan, window: int) -> Callable:
   """A `tester` of `(weights, alphas)`."""
 
   def apply(model, tokens, hidden, length):
-    return supernet_rnn.apply(*model, tokens, hidden, length=length)
+    weights, alphas = model
+    return supernet_rnn.apply(weights, alphas, tokens, hidden, length=length)
 
   return tester(apply, plan.hidden, window)
 
@@ -173,7 +174,7 @@ def derived_flops(plan: Plan, cell: Sequence[Edge]) -> int:
   weights = cell_rnn.init(np.uint32(0), plan)
   token, hidden = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, plan.hidden))
   return flops.count(
-    lambda t, h: cell_rnn.derived(weights, cell, t, h).logits, token, hidden
+    lambda w, t, h: cell_rnn.derived(w, cell, t, h).logits, weights, token, hidden
   )
 
 
@@ -210,19 +211,19 @@ class Average(NamedTuple):
   Attributes:
     weights: that are trained.
     mean: of them; the weights themselves until it begins.
-    count: scalar int32, steps in the mean.
+    steps: scalar int32, how many the mean is of.
   """
 
   weights: Weights
   mean: Weights
-  count: jax.Array
+  steps: jax.Array
 
 
 def averaged(state: Average, weights: Weights, averaging: jax.Array | bool) -> Average:
   """After a step to `weights`: averaged SGD is a plain mean of all steps' weights."""
-  count = jnp.where(averaging, state.count + 1, 0)
-  mean = optax.incremental_update(weights, state.mean, 1.0 / jnp.maximum(count, 1))
-  return Average(weights, mean, count)
+  steps = jnp.where(averaging, state.steps + 1, 0)
+  mean = optax.incremental_update(weights, state.mean, 1.0 / jnp.maximum(steps, 1))
+  return Average(weights, mean, steps)
 
 
 def begins_to_average(losses: Sequence[float], patience: int) -> bool:

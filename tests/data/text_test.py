@@ -109,12 +109,11 @@ def test_no_text_and_one_that_is_not_there(tmp_path):
     text.from_files(str(tmp_path / "nowhere.txt"))
 
 
-def test_a_text_shorter_than_a_window(tmp_path):
-  found = text.from_files(write(tmp_path, "abcde" * 40))
-  text.check_length(found, 4, 4, "--config.batch_size")
+def test_a_text_shorter_than_a_window():
+  text.check_length("a part", 20, 4, 4, "--config.batch_size")
   match = (
-    "the valid part has 20 characters, 5 in each of 4 streams .--config.batch_size.; a "
-    "truncation window takes 5 and the one after"
+    "a part has 20 tokens, 5 in each of 4 streams .--config.batch_size.; a truncation "
+    "window takes 5 and the one after"
   )
   with pytest.raises(InputError, match=match):
-    text.check_length(found, 4, 5, "--config.batch_size")
+    text.check_length("a part", 20, 4, 5, "--config.batch_size")

@@ -117,7 +117,9 @@ def test_alphas_that_are_no_numbers_end_it_in_one_line(tmp_path, capsys, monkeyp
     ("--config.data.path=", "--config.data.path is needed"),
     ("--config.data.path=nowhere.txt", "nowhere.txt: No such file"),
     ("--config.window=5000", "a truncation window takes 5000 and the one after"),
-    ("--config.test_streams=600", "--config.test_streams"),
+    ("--config.strategy.part=0.001", "the train part of LICENSE has 10 tokens, 2 in"),
+    ("--config.strategy.part=0", "--config.strategy.part must be above 0"),
+    ("--config.test_streams=600", "(--config.test_streams); a truncation window"),
     ("--config.genotype=DARTS_V1", "concat must join all nodes, [1, 2]"),
     (
       "--config.genotype=Genotype(recurrent=[('tanh', 0), ('relu', 2)], concat=[1, 2])",

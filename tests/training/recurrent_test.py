@@ -145,12 +145,19 @@ def test_a_window_ends_the_gradient_but_not_the_state():
       hidden = loss(weights, alphas, first)[1].hidden
       return loss(weights, alphas, second._replace(hidden=stop(hidden)))[0]
 
-    carried = loss(weights, alphas, first)[1].hidden
-    value, ours = jax.value_and_grad(
-      lambda w: loss(w, alphas, second._replace(hidden=carried))[0]
-    )(weights)
-    cut = jax.grad(functools.partial(two, jax.lax.stop_gradient))(weights)
-    through = jax.grad(functools.partial(two, lambda h: h))(weights)
+    @jax.jit
+    def gradients(weights):
+      carried = loss(weights, alphas, first)[1].hidden
+      value, ours = jax.value_and_grad(
+        lambda w: loss(w, alphas, second._replace(hidden=carried))[0]
+      )(weights)
+      cut, through = (
+        jax.grad(functools.partial(two, stop))(weights)
+        for stop in (jax.lax.stop_gradient, lambda h: h)
+      )
+      return value, ours, cut, through
+
+    value, ours, cut, through = gradients(weights)
     assert abs(value - loss(weights, alphas, second)[0]) > 1e-4  # the state counts
     np.testing.assert_allclose(ours["input"], cut["input"], rtol=1e-10)
     assert np.abs(ours["input"] - through["input"]).max() > 1e-4
@@ -164,7 +171,7 @@ def test_averaged_sgd_is_the_mean_of_the_weights_since():
     wanted = steps[3 : number + 1].mean(0) if number >= 3 else weights
     np.testing.assert_allclose(state.mean["w"], wanted, rtol=1e-5)
     np.testing.assert_array_equal(state.weights["w"], weights)
-  assert state.count == 4
+  assert state.steps == 4
 
 
 def test_what_begins_averaging():
