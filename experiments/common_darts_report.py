@@ -41,6 +41,26 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
     report.Section("The derived cells", notes=[arch or ""], plots=shown(figures)),
     report.Section("The search in pictures", plots=shown(_searched(searched, space))),
     _epochs(searched),
+  ]
+  return write_page(run, summary, headline(summary), sections)
+
+
+def write_page(
+  run: Run, summary: Mapping[str, Any], said: str, sections: list[report.Section]
+) -> pathlib.Path:
+  """Writes a page that ends with costs, configuration, environment and command.
+
+  Args:
+    run: of the page.
+    summary: of the run.
+    said: its headline.
+    sections: before those.
+
+  Returns:
+    The path of `report.html`.
+  """
+  sections = [
+    *sections,
     report.Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     report.Section(
       "Configuration", tables.pairs(tables.flatten(run.config)), folded=True
@@ -53,7 +73,7 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
     {
       "experiment": run.experiment,
       "status": f"seed {run.seed}, {summary['status']}",
-      "headline": headline(summary),
+      "headline": said,
       "warnings": summary["warnings"],
       "sections": [s for s in sections if s.table or s.plots or s.command],
     },

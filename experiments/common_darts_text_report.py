@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common_darts_report import shown
+from experiments.common_darts_report import shown, write_page
 from nasjax.results import cell_plots, plots, records, report, tables
 from nasjax.runtime import Run
 from nasjax.spaces.recurrent_cell import PRIMITIVES, RecurrentCell, edges
-
-_COSTS = (
-  ("search_seconds", "search, seconds"),
-  ("seconds", "training the derived cell, seconds"),
-  ("compile_seconds", "compiling, seconds summed over threads"),
-  ("num_compiles", "programs compiled or fetched"),
-  ("supernet_params", "weights of the supernet"),
-)
 
 
 def write(run: Run, summary: Mapping[str, Any], space: RecurrentCell) -> pathlib.Path:
@@ -43,23 +35,8 @@ def write(run: Run, summary: Mapping[str, Any], space: RecurrentCell) -> pathlib
     report.Section("The search in pictures", plots=shown(_searched(searched, space))),
     report.Section("Retraining in pictures", plots=shown(_retrained(summary))),
     _epochs(searched),
-    report.Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
-    report.Section(
-      "Configuration", tables.pairs(tables.flatten(run.config)), folded=True
-    ),
-    report.Section("Environment", tables.pairs(summary["environment"].items())),
-    report.Section("Run it again", command=summary["command"]),
   ]
-  return report.write_page(
-    run.workdir,
-    {
-      "experiment": run.experiment,
-      "status": f"seed {run.seed}, {summary['status']}",
-      "headline": headline(summary),
-      "warnings": summary["warnings"],
-      "sections": [s for s in sections if s.table or s.plots or s.command],
-    },
-  )
+  return write_page(run, summary, headline(summary), sections)
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -369,32 +369,16 @@ def darts(
     looked_through = inner._replace(clip_norm=clip_norm if inner_clip else None)
     weights, alphas = state.weights, state.alphas
     own_batch = train_batch
+    levels = (train_loss, valid_loss, weights, alphas, train_batch, valid_batch)
     if inner_steps > 1:
       own_batch = jax.tree.map(lambda part: part[0], train_batch)
-      (valid, valid_auxiliary), gradient = unrolled_through(
-        train_loss,
-        valid_loss,
-        weights,
-        alphas,
-        train_batch,
-        valid_batch,
-        looked_through,
-      )
+      outer, gradient = unrolled_through(*levels, looked_through)
     elif order == "1":
-      (valid, valid_auxiliary), gradient = first_order(
-        valid_loss, weights, alphas, valid_batch
-      )
+      outer, gradient = first_order(valid_loss, weights, alphas, valid_batch)
     else:
-      (valid, valid_auxiliary), gradient = unrolled(
-        train_loss,
-        valid_loss,
-        weights,
-        alphas,
-        train_batch,
-        valid_batch,
-        looked_through,
-        difference=DIFFERENCE if order == "finite_difference" else None,
-      )
+      difference = DIFFERENCE if order == "finite_difference" else None
+      outer, gradient = unrolled(*levels, looked_through, difference)
+    valid, valid_auxiliary = outer
     alphas, adam = move_alphas(alphas, state.adam, gradient)
     train = derivatives(train_loss)
     if order == "1":
