@@ -24,6 +24,7 @@ import nasjax
 from nasjax.core import cache
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
+from nasjax.results import export
 from nasjax.results import records as records_lib
 from nasjax.results.metrics import MetricsWriter
 
@@ -33,7 +34,6 @@ _CACHE_EVENT = "/jax/compilation_cache/cache_hits"
 _FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
 _LOG = "log.txt"
 _RECORDS = ("records", "control_records")
-_BEST = ("genotype.json", "weights.npz", "preprocessing.json")
 _LOG_EVERY_SECONDS = 5.0
 
 
@@ -455,7 +455,7 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
   """Removes what the run before wrote; its log and kept records only on request."""
   paths = [folder / name for name in _FILES]
   paths += [folder / f"{name}.jsonl" for name in _RECORDS]
-  paths += [folder / "best" / name for name in _BEST]
+  paths += [folder / "best" / name for name in (*export.FILES, *export.PORTABLE_FILES)]
   paths += (folder / "tensorboard").glob("events.out.tfevents.*")
   if everything:
     paths.append(folder / _LOG)
