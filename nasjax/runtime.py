@@ -137,6 +137,7 @@ class Run:
     smoke: whether this is the seconds-long version.
     config: the experiment's config, as `config.to_dict` gives it.
     command: how to run it again.
+    overwrite: the user has asked to throw away what is there.
     already_finished: the directory holds this very run, finished; nothing was touched.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
       the KeyboardInterrupt through need not.
@@ -157,6 +158,7 @@ class Run:
     self.smoke = smoke
     self.config = config
     self.command = command
+    self.overwrite = False
     self.already_finished = False
     self.interrupted = False
     self._prepare: Callable[[], list[str]] = list
@@ -361,6 +363,7 @@ def open_run(
     "config": config_lib.to_dict(config),
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
+  run.overwrite = overwrite
   try:
     before = _read_before(folder)
     if not overwrite and not _recorded(folder):

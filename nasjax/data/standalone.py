@@ -473,7 +473,7 @@ def main() -> None:
       raise ValueError("; ".join(strange))
     text = table(model.target, predict(model, columns))
     write(given.output, text) if given.output else print(text, end="")
-  except (ValueError, KeyError, OSError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
   for line in strange:

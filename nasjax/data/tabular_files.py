@@ -9,7 +9,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,9 +147,7 @@ def read_columns(
   return columns
 
 
-def _as_trained(
-  column: pa.ChunkedArray, name: str, spec: Mapping[str, Any]
-) -> np.ndarray:
+def _as_trained(column: pa.ChunkedArray, name: str, spec: dict[str, Any]) -> np.ndarray:
   """A typed column `[N]` as the kind that it was in training."""
   if column.null_count == len(column):
     return standalone.parse([""] * len(column), name, spec)

@@ -10,6 +10,7 @@ target's own unit. They hold no preprocessing: words and dates are no numbers, a
 has one definition. Nothing here is a pickle.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -22,10 +23,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from nasjax.core.types import InputError
 from nasjax.data import standalone
 from nasjax.networks import mlp
 from nasjax.results import export
 from nasjax.spaces.mlp_chain import Dense, Layer, MLPChain
+from nasjax.training.step import predict
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _OPSET, _IR_VERSION = 17, 8  # what onnxruntime has read since 2022
@@ -86,14 +89,17 @@ def load(folder: str | os.PathLike) -> tuple[standalone.Model, Callable[..., Any
   """A saved model, and the network as a function of features on this device.
 
   Returns:
-    The model, and `answers(x [N, F])`, compiled for each N.
+    The model, and `answers(x [N, F])`, compiled for each N; many rows go in pieces.
 
   Raises:
-    InputError: a file is missing or is not what it should be.
-    ValueError: the model is no chain of dense layers.
+    InputError: a file is missing or is not what it should be, or the model is no chain
+      of dense layers.
   """
   best = export.load_best(folder)
-  model = standalone.model_of(best.description, best.weights, best.preprocessing)
+  try:
+    model = standalone.model_of(best.description, best.weights, best.preprocessing)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"the model in {folder} cannot be used: {error}") from None
   layers = tuple(
     Dense(best.weights[f"layer_{i}/bias"].size, activation)
     for i, activation in enumerate(model.activations)
@@ -102,7 +108,8 @@ def load(folder: str | os.PathLike) -> tuple[standalone.Model, Callable[..., Any
     {part: model.weights[f"layer_{i}/{part}"] for part in ("kernel", "bias")}
     for i in range(len(layers) + 1)
   ]
-  return model, jax.jit(_program(layers, weights, model.target))
+  program = _program(layers, weights, model.target)
+  return model, jax.jit(functools.partial(predict, program))
 
 
 def _program(
@@ -156,7 +163,8 @@ def to_onnx(
   activations = [
     _OPERATORS[dense.activation] for _, dense, _ in mlp.with_dropout(layers)
   ]
-  h = "features"
+  h, out = "features", "probabilities"
+  shape: list[str | int] = ["rows"]
   for i, layer in enumerate(weights):
     kernel, bias = (constant(f"layer_{i}/{p}", layer[p]) for p in ("kernel", "bias"))
     h = add("Gemm", h, kernel, bias, name=f"layer_{i}")
@@ -166,10 +174,10 @@ def to_onnx(
     axis = constant("axis", np.array([1]))
     h = add("Squeeze", h, axis, name="standardised")
     h = add("Mul", h, constant("scale", np.float32(target["scale"])), name="scaled")
-    out, shape = "prediction", ["rows"]
+    out = "prediction"
     add("Add", h, constant("mean", np.float32(target["mean"])), name=out)
   else:
-    out, shape = "probabilities", ["rows", len(target["classes"])]
+    shape.append(len(target["classes"]))
     if target["task"] == "binary":
       less = add("Sigmoid", add("Neg", h, name="negative"), name="first")
       add("Concat", less, add("Sigmoid", h, name="second"), name=out, axis=1)

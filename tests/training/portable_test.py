@@ -10,16 +10,13 @@ import jax.export
 import numpy as np
 import onnxruntime
 import pytest
+from saved_model import raw_rows, save_model, write_csv
 
 from nasjax.data import standalone, tabular_files
-from nasjax.networks import mlp
 from nasjax.results import export
-from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training import portable
 from nasjax.training.retrain import test_outputs as outputs_of
 
-SPACE = MLPChain(widths=(8, 16), max_layers=7)
-ARCH = "16 relu - dropout 0.2 - 16 elu - 8 tanh - 8 sigmoid"
 TASKS = ("multiclass", "binary", "regression")
 # Python's own modules and NumPy: whatever else is imported is an error.
 ALONE = """
@@ -32,59 +29,6 @@ ALONE = """
   sys.argv = sys.argv[1:]
   runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def raw_rows(rows, seed, unseen=False):
-  """Columns of every kind as texts; each has gaps."""
-  rng = np.random.default_rng(seed)
-  colors = ["red", "blue", "green"] + ["never seen"] * unseen
-  day = np.datetime64("2023-01-01") + rng.integers(0, 700, rows)
-  columns = {
-    "size": np.char.mod("%.6f", rng.normal(40, 9, rows)),
-    "offset": np.char.mod("%.1f", 1.7e9 + rng.normal(0, 50, rows)),
-    "color": rng.choice(colors, rows),
-    "ok": rng.choice(["true", "false"], rows),
-    "day": np.array([d.item().strftime("%d/%m/%Y") for d in day]),
-  }
-  return {name: np.where(rng.random(rows) < 0.1, "", c) for name, c in columns.items()}
-
-
-def write_csv(path, columns):
-  with open(path, "w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values()))
-  return path
-
-
-def saved(folder, task, log=print):
-  """A model of the task in `folder`, and its exact network."""
-  columns = raw_rows(300, seed=0)
-  size = np.char.add("0", columns["size"]).astype(float)
-  classes = {"multiclass": ["cat", "dog", "cow"], "binary": ["no", "yes"]}
-  target = 1000 + size if task == "regression" else classes[task] * 300
-  columns["target"] = np.array(target[:300]).astype(str)
-  data = tabular_files.load(write_csv(folder / "train.csv", columns), "target")
-  assert data.task == task
-  genotype = SPACE.parse(ARCH)
-  layers = SPACE.layers(genotype)
-  weights = mlp.init(7, layers, data.num_features, data.num_outputs)
-  for layer in weights:
-    layer["bias"] = np.linspace(-1, 1, len(layer["bias"]), dtype=np.float32)
-  # Centred, so that every class is predicted for some row.
-  weights[-1]["kernel"] *= 8
-  weights[-1]["bias"] -= np.asarray(outputs_of(weights, layers, data.train.x)).mean(0)
-  portable.save(
-    folder / "best",
-    space=SPACE,
-    genotype=genotype,
-    weights=weights,
-    task=task,
-    preprocessing=data.preprocessing,
-    metrics={"test_score": 0.5},
-    log=log,
-  )
-  return data, layers, weights
 
 
 def alone(folder, *arguments):
@@ -105,7 +49,7 @@ def table_of(path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_thousand_rows_are_predicted_alike_everywhere(tmp_path, task):
-  data, layers, weights = saved(tmp_path, task)
+  data, layers, weights = save_model(tmp_path, task)
   rows = write_csv(tmp_path / "new.csv", raw_rows(1000, seed=1, unseen=True))
   fitted = data.preprocessing["features"]
   x = np.asarray(standalone.features(fitted, tabular_files.read_columns(rows, fitted)))
@@ -144,7 +88,7 @@ def test_a_thousand_rows_are_predicted_alike_everywhere(tmp_path, task):
 
 
 def test_nothing_in_it_is_a_pickle_and_the_script_is_the_module(tmp_path):
-  saved(tmp_path, "binary")
+  save_model(tmp_path, "binary")
   best = tmp_path / "best"
   names = sorted(path.name for path in best.iterdir())
   assert names == sorted([*export.FILES, *export.PORTABLE_FILES])
@@ -157,7 +101,7 @@ def test_nothing_in_it_is_a_pickle_and_the_script_is_the_module(tmp_path):
 
 
 def test_onnx_names_features_and_classes(tmp_path):
-  data, _, _ = saved(tmp_path, "multiclass")
+  data, _, _ = save_model(tmp_path, "multiclass")
   session = onnxruntime.InferenceSession(tmp_path / "best" / "model.onnx")
   told = session.get_modelmeta().custom_metadata_map
   assert json.loads(told["features"]) == list(data.feature_names)
@@ -169,7 +113,7 @@ def test_onnx_names_features_and_classes(tmp_path):
 def test_without_onnx_the_rest_is_written_and_a_line_says_what_brings_it(
   tmp_path, monkeypatch
 ):
-  saved(tmp_path, "binary")
+  save_model(tmp_path, "binary")
   find_spec = portable.importlib.util.find_spec
   monkeypatch.setattr(
     portable.importlib.util,
@@ -177,7 +121,7 @@ def test_without_onnx_the_rest_is_written_and_a_line_says_what_brings_it(
     lambda name: None if name == "onnx" else find_spec(name),
   )
   lines = []
-  saved(tmp_path, "binary", log=lines.append)
+  save_model(tmp_path, "binary", log=lines.append)
   assert len(lines) == 1 and '".[onnx]"' in lines[0]
   names = {path.name for path in (tmp_path / "best").iterdir()}
   # The one that was there is of another network.
