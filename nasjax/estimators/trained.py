@@ -124,16 +124,15 @@ def trained(
     `epochs_run`, `num_params`, `flops`, `failure`, `shared_layers` and
     `stopped_at_rung`. The cost is in seconds of run time.
 
-  With rungs a child's curve depends on who else is in its round: whoever goes on is
-  trained again from the start, with the same randomness, so what was measured before is
-  a prefix of it (to rounding where the planner changes the layout), and nothing of a
-  child need be kept. A child that a rung stopped was measured and has not failed: its
-  curve is NaN from there on, and its score is `score`'s over the epochs that it ran, as
-  of one that ran out of patience. With "best" it is hardly ever the search's best:
-  others had more at that rung. With "weighted" or "last" it may be, since a score over
-  fewer epochs is another measure. With a `final_rate` below 1 the rate falls over all
-  epochs, rungs or not, so a stopped child is not measured at the low rates at which
-  those that went on end. Rungs prefer what learns fast.
+  With rungs a child's curve depends on who else is in its round. Whoever goes on is
+  trained on from where it was, in whatever program the planner then chooses. A child
+  that a rung stopped was measured and has not failed: its curve is NaN from there on,
+  and its score is `score`'s over the epochs that it ran, as of one that ran out of
+  patience. With "best" it is hardly ever the search's best: others had more at that
+  rung. With "weighted" or "last" it may be, since a score over fewer epochs is another
+  measure. With a `final_rate` below 1 the rate falls over all epochs, rungs or not, so
+  a stopped child is not measured at the low rates at which those that went on end.
+  Rungs prefer what learns fast.
 
   Raises:
     InputError: for a score, a rule or a device that does not exist, or rungs that
@@ -176,7 +175,7 @@ def trained(
     """The children of a round, trained to one rung after another, and the new rule."""
     children: dict[int, Child] = {}
     seconds = np.zeros(len(genotypes))
-    left = np.arange(len(genotypes))
+    left, going_on = np.arange(len(genotypes)), list[Child]()
     stages = halving.rungs if halving else (epochs,)
     for rung, stop_after in enumerate(stages):
       final = rung == len(stages) - 1
@@ -194,6 +193,8 @@ def trained(
         load=load,
         on_child=finish if final else None,
         on_plan=(lambda plan, rung=rung: on_plan(plan, rung)) if on_plan else None,
+        before=going_on,
+        keep=not final,
       )
       if final:
         break
@@ -205,10 +206,12 @@ def trained(
       stopped = np.array([child.stopped for child in trained_to])
       for place, child in enumerate(trained_to):
         if stopped[place] or not passes[place]:
-          finish(place, child._replace(stopped_at_rung=not stopped[place]))
+          done = child._replace(stopped_at_rung=not stopped[place], paused=None)
+          finish(place, done)
         seconds[left[place]] += child.seconds
-      left = left[passes & ~stopped]
-      if not len(left):
+      on = passes & ~stopped
+      left, going_on = left[on], [trained_to[place] for place in np.flatnonzero(on)]
+      if not going_on:
         break
     return [children[i] for i in range(len(genotypes))], halving
 

@@ -184,13 +184,20 @@ def salt_of(position: int) -> np.uint32:
 
 
 def pad(
-  exact: Weights, layers: tuple[Layer, ...], frame: Frame, num_outputs: int
+  exact: Weights,
+  layers: tuple[Layer, ...],
+  frame: Frame,
+  num_outputs: int,
+  identity: float = 1.0,
 ) -> Weights:
   """Exact weights as framed ones, host side: zero outside the layers, the identity in
-  empty slots."""
+  empty slots. Moments of weights have `identity` 0: empty slots have no gradient."""
   rows = [exact[0]["kernel"].shape[0], *frame]
   framed: Weights = [
-    {"kernel": np.eye(i, o, dtype=np.float32), "bias": np.zeros(o, np.float32)}
+    {
+      "kernel": identity * np.eye(i, o, dtype=np.float32),
+      "bias": np.zeros(o, np.float32),
+    }
     for i, o in zip(rows, [*frame, num_outputs])
   ]
   for slot, layer in zip([*(place(dense_widths(layers), frame) or ()), -1], exact):

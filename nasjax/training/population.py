@@ -11,11 +11,10 @@ layout (up to rounding), on its neighbours or on their order.
 
 import concurrent.futures
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,89 +28,16 @@ from nasjax.networks import mlp, tiled
 from nasjax.spaces.mlp_chain import Layer, MLPChain
 from nasjax.training import packing
 from nasjax.training import profile as profile_lib
+from nasjax.training.children import Child, LoadWeights, Round, exact_of
 from nasjax.training.losses import Task
 from nasjax.training.packing import LAYOUTS, TILED, Group, Layout, Plan, Program
 from nasjax.training.programs import MOST_TILE_BYTES, Programs, population_mesh
-from nasjax.training.step import (
-  DeviceData,
-  EarlyStopping,
-  EpochResult,
-  Hyper,
-  Schedule,
-  TrainState,
-  epoch_batches,
-  start,
-)
-
-
-class Child(NamedTuple):
-  """One trained child, on the host.
-
-  Attributes:
-    layers: its hidden layers.
-    weights: exact weights of its best epoch; None when it failed.
-    curve: `[T]` validation metric by epoch, NaN where none was run.
-    valid_loss: `[T]` likewise.
-    epochs_run: how many epochs ran.
-    best_epoch: which of them was the best, from 1; 0 when none was.
-    seconds: run time, compilation apart (a vmapped program's time is shared out
-      equally).
-    failure: why it failed, in a few words; None when it did not.
-    stopped: it stopped by itself, out of patience or because it failed.
-    stopped_at_rung: it was not among the best there, see `training.rungs`.
-  """
-
-  layers: tuple[Layer, ...]
-  weights: mlp.Weights | None
-  curve: np.ndarray
-  valid_loss: np.ndarray
-  epochs_run: int
-  best_epoch: int
-  seconds: float
-  failure: str | None
-  stopped: bool = False
-  stopped_at_rung: bool = False
-
+from nasjax.training.step import DeviceData, Hyper, TrainState, epoch_batches
+from nasjax.training.vmapped import train_together
 
 DTYPES = ("float32", "bfloat16")
-LoadWeights = Callable[[tuple[Layer, ...], mlp.Weights], mlp.Weights]
 OnChild = Callable[[int, Child], None]
 OnPlan = Callable[[Plan], None]
-
-
-class _Round(NamedTuple):
-  """What all groups of one round share."""
-
-  layers: list[tuple[Layer, ...]]
-  init_seeds: np.ndarray  # [P] uint32
-  dropout_seeds: np.ndarray  # [P] uint32
-  batches: list[jax.Array]  # T of [S, B]
-  schedule: Schedule  # [T, S]
-  hyper: Hyper
-  load: LoadWeights | None
-  cancelled: threading.Event
-
-  def inputs(self, epoch: int, seeds: np.ndarray) -> tuple[Any, ...]:
-    """The rows, the dropout seeds `[..., S]` and the rates of one epoch."""
-    num_steps = self.schedule.first.shape[1]
-    now = slice(epoch * num_steps, (epoch + 1) * num_steps)
-    schedule = jax.tree.map(lambda sizes: sizes[epoch], self.schedule)
-    return seeds[..., now], self.batches[epoch], schedule
-
-  def step_seeds(self, i: int) -> np.ndarray:
-    """`[T * S]` uint32: a child's dropout seed of every step."""
-    step = np.arange(self.schedule.first.size, dtype=np.uint32)
-    return counter.fold(self.dropout_seeds[i], step)
-
-  def weights(self, i: int, program: Program, bounds: tiled.Bounds) -> Any:
-    """A child's weights before training, in the form of the program."""
-    sizes = bounds.features, bounds.outputs
-    weights = mlp.init(self.init_seeds[i], self.layers[i], *sizes)
-    if self.load:
-      weights = self.load(self.layers[i], weights)
-    if program.frame:
-      return mlp.pad(weights, self.layers[i], program.frame, bounds.outputs)
-    return tiled.pack(weights, bounds) if program == TILED else weights
 
 
 def population_trainer(
@@ -148,10 +74,13 @@ def population_trainer(
     log: called with a line when a population is split.
 
   Returns:
-    `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None) ->
-    list[Child]`. `load(layers, fresh)` may replace a child's fresh weights (one-shot);
-    `on_child(i, child)` is called as each child is done, in the order in which they
-    are; `on_plan(plan)` before the first starts. Compiled programs are kept between
+    `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None,
+    before=(), keep=False) -> list[Child]`. `load(layers, fresh)` may replace a child's
+    fresh weights (one-shot); `on_child(i, child)` is called as each child is done, in
+    the order in which they are; `on_plan(plan)` before the first starts. `before` are
+    children of the same key that are to be trained on, from where they were paused, or,
+    where nothing was kept, from the start, which gives the same. `keep` keeps that, if
+    it takes less than a quarter of the free memory. Compiled programs are kept between
     calls.
 
   Raises:
@@ -219,13 +148,20 @@ def population_trainer(
     load: LoadWeights | None = None,
     on_child: OnChild | None = None,
     on_plan: OnPlan | None = None,
+    before: Sequence[Child] = (),
+    keep: bool = False,
   ) -> list[Child]:
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
     layers = [space.layers(genotype) for genotype in genotypes]
     batches = [jnp.asarray(rows) for rows in np.asarray(make_batches(batch_key))]
     num_steps = batches[0].shape[0]
-    work = _Round(
+    state_bytes = 12 * sum(
+      mlp.num_params(chain, data.x_train.shape[1], num_outputs) for chain in layers
+    )
+    if not all(child.paused and child.epochs_run for child in before):
+      before = ()
+    work = Round(
       layers=layers,
       init_seeds=np.asarray(make_seeds(init_key, genotypes)),
       dropout_seeds=np.asarray(make_seeds(train_key, genotypes)),
@@ -233,9 +169,12 @@ def population_trainer(
       hyper=hyper,
       schedule=hyper.schedule(epochs, num_steps),
       load=load,
+      before=list(before) or [None] * len(layers),
+      keep=keep and state_bytes < psutil.virtual_memory().available / 4,
       cancelled=threading.Event(),
     )
-    the_plan = plan(layers, hyper.num_epochs(epochs), num_steps)
+    done = before[0].epochs_run if before else 0
+    the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps)
     if on_plan:
       on_plan(the_plan)
     together = functools.partial(train_together, programs, work, limit, log)
@@ -255,7 +194,7 @@ def _free_bytes() -> float:
 def _run(
   programs: Programs,
   plan: Plan,
-  work: _Round,
+  work: Round,
   together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
   on_child: OnChild | None,
 ) -> list[Child]:
@@ -285,7 +224,7 @@ def _run(
       reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
       nothing = np.full(len(work.batches), np.nan, np.float32)
       return [
-        (i, Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason))
+        (i, Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason, True))
         for i in job.members
       ]
 
@@ -306,191 +245,35 @@ def _run(
   return [children[i] for i in range(len(work.layers))]
 
 
-def train_alone(programs: Programs, work: _Round, program: Program, i: int) -> Child:
+def train_alone(programs: Programs, work: Round, program: Program, i: int) -> Child:
   """Trains child i by itself, in a program that is not vmapped."""
-  layers, seeds = work.layers[i], work.step_seeds(i)
+  layers, seeds, bounds = work.layers[i], work.step_seeds(i), programs.bounds
   slots: Any = None
   if program.frame:
     slots = mlp.slots_of(layers, program.frame)
   elif program == TILED:
-    slots = tiled.map_of(layers, programs.bounds)
-  state = start(work.weights(i, program, programs.bounds))
+    slots = tiled.map_of(layers, bounds)
+  state, book = work.state(i, program, bounds), work.book([i])
   num_epochs, data = len(work.batches), programs.data
-  book = EarlyStopping(1, num_epochs, work.hyper)
-  best, me = None, np.array([0])
+  best, better, me = work.best(i), None, np.array([0])
   epoch_of = programs.get(program, 0, state, slots, *work.inputs(0, seeds), data).run
   begin = time.perf_counter()
-  for epoch in range(num_epochs):
+  for epoch in range(book.epochs_run[0], num_epochs):
     if work.cancelled.is_set() or not book.active[0]:
       break
     inputs = work.inputs(epoch, seeds)
     state, losses, outputs = epoch_of(state, slots, *inputs, data)
     if book.record(me, programs.judge(losses, outputs, data.y_valid))[0]:
-      # The next epoch takes over the memory of a tiled state.
-      best = state.weights
-      if program == TILED:
-        best = tiled.cut(best, layers, programs.bounds)
+      better = state.weights
+      if program == TILED:  # the next epoch takes over the memory of a tiled state
+        best, better = exact_of(better, layers, program, bounds), None
   seconds = time.perf_counter() - begin
-  best = jax.tree.map(np.asarray, best)
-  return _child(layers, program, book, 0, best, seconds)
-
-
-def train_together(
-  programs: Programs,
-  work: _Round,
-  limit: float,
-  log: Callable[[str], None],
-  group: Group,
-  part_width: int | None = None,
-) -> Iterator[tuple[int, Child]]:
-  """Trains the children of a group as one vmapped population.
-
-  It is filled up to a multiple of the devices, and to the width of one that is compiled
-  and hardly larger; it is cut into parts of one width, before any weights are made,
-  when it would take more memory than the limit. Children that are done leave it between
-  epochs when half of it has, and when what that saves is longer than a compilation.
-  """
-  program, members = group.program, np.array(group.members)
-  assert program.frame is not None
-  devices = programs.mesh.size if programs.mesh else 1
-  width = -(-len(members) // devices) * devices
-  # For a part, what was too wide is compiled by now.
-  width = part_width or programs.fitting(program, width)
-  current = np.resize(np.arange(len(members)), width)  # repeats are dummies
-  template = work.weights(members[0], program, programs.bounds)
-  num_weights = sum(leaf.size for leaf in jax.tree.leaves(template))
-  all_seeds = np.stack([work.step_seeds(i) for i in members])
-  each = [mlp.slots_of(work.layers[i], program.frame) for i in members]
-  all_slots = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-  num_epochs, data = len(work.batches), programs.data_everywhere
-
-  def arguments(epoch: int):
-    slots = jax.tree.map(lambda leaf: leaf[current], all_slots)
-    return slots, *work.inputs(epoch, all_seeds[current]), data
-
-  part = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((width, *leaf.shape), np.float32), template
-  )
-  # Beside the program: the best weights and their replacement; on a CPU, where the
-  # host's memory is the device's, also the initial state.
-  copies = 5 if jax.default_backend() == "cpu" else 2
-  copy_bytes = 4 * num_weights * width / devices
-  needed, most, why = (3 + copies) * copy_bytes, -(-len(members) // devices), ""
-  if needed > limit and most > 1 and not part_width:
-    # A TPU's compiler takes minutes to find out that the state alone is too large: it
-    # is not asked, and the gradient is counted too.
-    needed += copy_bytes
-  else:
-    try:
-      shapes = TrainState(part, part, part)
-      compiled = programs.get(program, width, shapes, *arguments(0))
-      needed = 0 if part_width else compiled.bytes + copies * copy_bytes
-    except jax.errors.JaxRuntimeError as error:  # it counts for itself
-      if "RESOURCE_EXHAUSTED" not in str(error) or most == 1:
-        raise
-      needed, why = 2 * limit, "do not fit on the device"
-  parts = min(math.ceil(needed / limit), most)
-  if parts > 1:
-    why = why or (
-      f"would take {needed / 1e9:.3g} GB of each device, more than {limit / 1e9:.3g}"
-    )
-    log(f"{len(members)} children {why}: they are trained in {parts} parts")
-    width = -(-most // parts) * devices
-    for some in np.array_split(members, parts):
-      part_of_it = Group(program, tuple(map(int, some)))
-      yield from train_together(programs, work, limit, log, part_of_it, width)
-    return
-
-  fresh = jax.tree.map(
-    lambda leaf: np.empty((width, *leaf.shape), np.float32), template
-  )
-  for row, member in enumerate(current):
-    weights = work.weights(members[member], program, programs.bounds)
-    jax.tree.map(lambda all_, one, row=row: all_.__setitem__(row, one), fresh, weights)
-  state = start(fresh)
-  book = EarlyStopping(len(members), num_epochs, work.hyper)
-  kept: list[mlp.Weights | None] = [None] * len(members)
-  best: Any = None
-  seconds = 0.0
-  for epoch in range(num_epochs):
-    if work.cancelled.is_set() or not book.active.any():
-      break
-    epoch_begin = time.perf_counter()
-    state, result = compiled.run(state, *arguments(epoch))
-    first = np.unique(current, return_index=True)[1]  # without the dummies
-    first = first[book.active[current[first]]]
-    result = EpochResult(*(np.asarray(value)[first] for value in result))
-    better = np.zeros(width, bool)
-    better[first] = book.record(current[first], result)
-    if best is None:  # a copy: the next epoch takes over the memory of the state
-      best = jax.tree.map(jnp.copy, state.weights)
-    elif better.any():
-      best = _replace_rows(best, state.weights, better)
-    epoch_seconds = time.perf_counter() - epoch_begin
-    seconds += epoch_seconds / len(members)
-    left = current[first][book.active[current[first]]]
-    smaller = programs.fitting(program, -(-len(left) // devices) * devices)
-    saved = (num_epochs - epoch - 1) * epoch_seconds * (1 - smaller / width)
-    cost = 0.0 if programs.has(program, smaller) else compiled.seconds
-    if 0 < 2 * smaller <= width and saved > cost:
-      _keep(kept, best, current)
-      rows = np.array([np.flatnonzero(current == row)[0] for row in left])
-      rows = np.resize(rows, smaller)
-      state, best = jax.tree.map(
-        lambda leaf, r=rows: np.asarray(leaf)[r], (state, best)
-      )
-      current, width = current[rows], smaller
-      compiled = programs.get(program, width, state, *arguments(0))
-  _keep(kept, best, current)
-  for row, i in enumerate(members):
-    yield int(i), _child(work.layers[i], program, book, row, kept[row], seconds)
-
-
-def _keep(kept: list[mlp.Weights | None], best: Any, current: np.ndarray) -> None:
-  """Brings the best weights `[P, ...]` of the current children to the host."""
-  if best is None:
-    return
-  host = jax.tree.map(np.asarray, best)
-  # A dummy repeats a member and is not looked at: the first row of each counts.
-  for row in reversed(range(len(current))):
-    # A view would hold on to all of them.
-    kept[current[row]] = jax.tree.map(lambda leaf, row=row: leaf[row].copy(), host)
-
-
-def _child(
-  layers: tuple[Layer, ...],
-  program: Program,
-  book: EarlyStopping,
-  row: int,
-  best: mlp.Weights | None,
-  seconds: float,
-) -> Child:
-  """What a training left, out of a row of the book."""
-  failed, epochs_run = bool(book.diverged[row]), int(book.epochs_run[row])
-  weights = None
-  if not failed and best is not None:
-    weights = mlp.cut(best, layers) if program.frame else best
-  return Child(
-    layers=layers,
-    weights=weights,
-    curve=book.curve[row],
-    valid_loss=book.valid_loss[row],
-    epochs_run=epochs_run,
-    best_epoch=int(book.best_epoch[row]),
-    seconds=seconds,
-    failure=f"diverged in epoch {epochs_run}" if failed else None,
-    stopped=failed or bool(book.out_of_patience[row]),
-  )
-
-
-@jax.jit
-def _replace_rows(old: Any, new: Any, which: jax.Array) -> Any:
-  """Pytrees `[P, ...]`: the rows of `new` where `which [P]`, else those of `old`."""
-
-  def one(old, new):
-    return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-  return jax.tree.map(one, old, new)
+  if better is not None:
+    best = exact_of(better, layers, program, bounds)
+  kept = None
+  if work.keep:
+    kept = TrainState(*(exact_of(part, layers, program, bounds) for part in state))
+  return work.child(i, book, 0, best, kept, seconds)
 
 
 def device_data(train: Sequence, valid: Sequence) -> DeviceData:

@@ -1,6 +1,7 @@
 """Rungs: after which epochs children are compared, and who is trained any further.
 
-Successive halving (Jamieson and Talwalkar, AISTATS 2016) of every round of a search.
+Successive halving (Jamieson and Talwalkar, AISTATS 2016) of every round of a search; as
+many go on as in Hyperband (Li et al., JMLR 2018, algorithm 1).
 
 Difference from the paper: a child must be among the best of its own round and among the
 best of all so far, too. The former alone would train somebody to the end in every round
@@ -51,8 +52,9 @@ class Halving(NamedTuple):
   def choose(self, rung: int, values: np.ndarray) -> tuple[np.ndarray, "Halving"]:
     """Who of a round goes on after a rung.
 
-    Of n children the first ceil(n / eta) go on, and whoever equals the last of them;
-    asked of the round, and of the round with all that were there before.
+    Of n children the first floor(n / eta), but at least one, go on, and whoever equals
+    the last of them; asked of the round, and of the round with all that were there
+    before.
 
     Args:
       rung: its index, not the last.
@@ -66,7 +68,7 @@ class Halving(NamedTuple):
     passes = np.ones(len(values), bool)
     for others in (values, everyone):
       better = (others[None] > values[:, None]).sum(-1)
-      passes &= better < -(-len(others) // self.eta)
+      passes &= better < max(len(others) // self.eta, 1)
     seen = tuple(everyone if r == rung else old for r, old in enumerate(self.seen))
     return passes, self._replace(seen=seen)
 

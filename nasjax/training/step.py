@@ -266,6 +266,7 @@ class EarlyStopping:
     diverged: `[P]`, a loss became NaN or infinite, and training stopped there.
     out_of_patience: `[P]`.
     active: `[P]`, which children go on.
+    best_value: `[P, 2]` what the best epoch was chosen by, higher is better.
   """
 
   def __init__(self, population: int, num_epochs: int, hyper: Hyper):
@@ -278,7 +279,22 @@ class EarlyStopping:
     self.diverged = np.zeros(population, bool)
     self.out_of_patience = np.zeros(population, bool)
     self.active = np.ones(population, bool)
-    self._best = np.full((population, 2), -np.inf, np.float32)
+    self.best_value = np.full((population, 2), -np.inf, np.float32)
+
+  def reopen(
+    self,
+    row: int,
+    curve: np.ndarray,
+    valid_loss: np.ndarray,
+    epochs_run: int,
+    best_epoch: int,
+    best_value: np.ndarray,
+  ) -> None:
+    """Enters what another book had of a child that is trained on."""
+    self.curve[row], self.valid_loss[row] = curve, valid_loss
+    self.epochs_run[row], self.best_epoch[row] = epochs_run, best_epoch
+    self.best_value[row] = best_value
+    self.active[row] = epochs_run < self._last_epoch
 
   def record(self, members: np.ndarray, result: EpochResult) -> np.ndarray:
     """Enters one more epoch of the active `members [Q]`; `result` holds `[Q]` each.
@@ -298,12 +314,12 @@ class EarlyStopping:
     if not self._hyper.monitor_metric:
       value[:, 0] = 0.0
     value = np.where(np.isnan(value), -np.inf, value)
-    best = self._best[members]
+    best = self.best_value[members]
     better = value[:, 0] > best[:, 0]
     better |= (value[:, 0] == best[:, 0]) & (value[:, 1] > best[:, 1])
     diverged = ~(np.isfinite(valid_loss) & np.isfinite(train_loss))
     better &= ~diverged
-    self._best[members] = np.where(better[:, None], value, best)
+    self.best_value[members] = np.where(better[:, None], value, best)
     self.best_epoch[members] = np.where(better, epoch + 1, self.best_epoch[members])
     self.diverged[members] = diverged
     waited = self.epochs_run[members] - self.best_epoch[members]

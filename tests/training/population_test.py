@@ -77,6 +77,39 @@ def test_compiles_once(layout):
   assert again.count == 0
 
 
+@pytest.mark.parametrize("layout", ["exact", "bucketed", "padded", "tiled"])
+def test_training_on_is_the_same_as_not_having_stopped(layout):
+  train = trainer(layout=layout)
+  patient = Hyper(0.01, 9)
+  whole = train(jax.random.key(0), GENOTYPES, patient)
+  part = train(jax.random.key(0), GENOTYPES, patient._replace(stop_after=1), keep=True)
+  assert [child.epochs_run for child in part] == [1] * 3
+  # Two of them, in another order, and in programs of every kind.
+  on, keys = [part[2], part[0]], GENOTYPES[[2, 0]]
+  same_kind = train(jax.random.key(0), keys, patient, before=on)
+  for then in ("exact", "bucketed", "padded", "tiled"):
+    ended = trainer(layout=then)(jax.random.key(0), keys, patient, before=on)
+    for child, ended_alike, expected in zip(ended, same_kind, (whole[2], whole[0])):
+      assert child.epochs_run == 4 and child.best_epoch == expected.best_epoch
+      assert child.paused is None
+      same(child, expected, 2e-4)
+      same(ended_alike, expected, 1e-6 if layout == "padded" else 0.0)
+  # What was not kept is trained from the start, and the batches are those of then.
+  forgotten = [child._replace(paused=None) for child in on]
+  (first, _) = train(jax.random.key(0), keys, patient, before=forgotten)
+  same(first, whole[2], 1e-6 if layout == "padded" else 0.0)
+  other = train(jax.random.key(1), keys, patient, before=on)[0]
+  assert np.abs(other.valid_loss[1:] - whole[2].valid_loss[1:]).max() > 1e-4
+
+
+def test_who_has_stopped_by_itself_is_not_kept():
+  fast = Hyper(0.3, 1, stop_after=11)
+  children = trainer(epochs=12)(jax.random.key(0), GENOTYPES, fast, keep=True)
+  stopped = [child.stopped for child in children]
+  assert [child.paused is None for child in children] == stopped
+  assert any(stopped)
+
+
 def test_children_that_are_done_leave_a_population(monkeypatch):
   widths = []
   get = Programs.get
