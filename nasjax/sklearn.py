@@ -36,8 +36,9 @@ from nasjax.strategies.local_search import local_search
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 from nasjax.training import portable
+from nasjax.training.packing import Layout
 from nasjax.training.programs import MOST_TILE_BYTES
-from nasjax.training.retrain import can_stratify, retrain
+from nasjax.training.retrain import can_stratify, pooled, retrain
 
 # `(space, P children a round, N evaluations)`: sized for searches of seconds.
 STRATEGIES: dict[str, Callable[[MLPChain, int, int], Strategy]] = {
@@ -59,9 +60,9 @@ STRATEGIES: dict[str, Callable[[MLPChain, int, int], Strategy]] = {
   ),
 }
 _MOST_EVALUATIONS = 200  # that a strategy has room for, where only time is limited
-# Up to so many rows compiling a program for each architecture takes longer than the
-# tiled program, which is compiled once for all of them.
-_FEW_ROWS = 5000
+# Up to so many rows compiling is most of the time: of more children than this the tiled
+# program is compiled once for all, of fewer each has its own.
+_FEW_ROWS, _FEW_CHILDREN = 5000, 2
 
 
 @functools.lru_cache(maxsize=32)
@@ -161,15 +162,12 @@ class _MLPSearch(BaseEstimator):
     space = self._space()
     seed = int(check_random_state(self.random_state).randint(2**31 - 1))
     dataset = self._dataset(x, y, task, classes, seed)
-    few = len(y) <= _FEW_ROWS and jax.default_backend() == "cpu"
-    bounds = Bounds(
-      dataset.num_features, space.max_width, space.length - 1, dataset.num_outputs
-    )
-    tiled = few and bounds.bytes < MOST_TILE_BYTES
+    layout = self._layout(space, dataset)
     options: dict[str, Any] = dict(
       batch_size=self.batch_size,
       learning_rate=self.learning_rate,
-      share_programs=tiled,
+      # One kind of program: what was run before in this process changes nothing.
+      share_programs=layout != "auto",
     )
     estimator = trained(
       space,
@@ -177,7 +175,7 @@ class _MLPSearch(BaseEstimator):
       epochs=self.epochs,
       final_rate=0.0,
       score="best",
-      layout="tiled" if tiled else "auto",
+      layout=layout,
       num_devices=1,
       **options,
     )
@@ -191,7 +189,7 @@ class _MLPSearch(BaseEstimator):
       best.genotype,
       epochs=self.refit_epochs,
       label_smoothing=0.0,
-      layout="tiled" if tiled else "exact",
+      layout="exact" if layout == "auto" else layout,
       seed=seed,
       **options,
     )
@@ -211,6 +209,15 @@ class _MLPSearch(BaseEstimator):
     self.best_score_ = best.score
     self.leaderboard_ = _leaderboard(space, rounds)
     return self
+
+  def _layout(self, space: MLPChain, dataset: Dataset) -> Layout:
+    """How children are compiled: few rows do not need the planner, nor its profile."""
+    if len(pooled(dataset).y) > _FEW_ROWS or jax.default_backend() != "cpu":
+      return "auto"
+    sizes = dataset.num_features, space.max_width, space.length - 1, dataset.num_outputs
+    children = min(self.evaluations or _MOST_EVALUATIONS, space.size)
+    tiles_fit = Bounds(*sizes).bytes < MOST_TILE_BYTES
+    return "tiled" if tiles_fit and children > _FEW_CHILDREN else "exact"
 
   def _dataset(self, x, y, task: TaskName, classes: list[str], seed: int) -> Dataset:
     """Train and validation rows; no test rows, those are the caller's."""
@@ -336,7 +343,7 @@ class MLPSearchClassifier(ClassifierMixin, _MLPSearch):
     check_classification_targets(y)
     self.classes_, encoded = np.unique(y, return_inverse=True)
     if len(self.classes_) < 2:
-      raise InputError(f"all rows are of one class, {self.classes_[0]!r}")
+      raise InputError(f"all rows are of one class, {self.classes_.tolist()[0]!r}")
     names = [str(label) for label in self.classes_.tolist()]
     task: TaskName = "binary" if len(names) == 2 else "multiclass"
     return self._fit(x, encoded.astype(np.int32), task, names)
