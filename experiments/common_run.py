@@ -17,9 +17,10 @@ from nasjax.core import keys
 from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
 from nasjax.estimators.trained import evaluation_of
-from nasjax.results import analysis, export, report
+from nasjax.results import analysis, report
 from nasjax.spaces.mlp_chain import MLPChain, describe_layers
 from nasjax.strategies.base import Strategy
+from nasjax.training import portable
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Plan
 from nasjax.training.population import Child
@@ -129,7 +130,16 @@ class _Job:
       "retrain_epochs": final.epochs_run,
     }
     if final.weights is not None:
-      _export(run, space, dataset, best.genotype, final.weights, summary)
+      portable.save(
+        run.workdir / "best",
+        space=space,
+        genotype=best.genotype,
+        weights=final.weights,
+        task=dataset.task,
+        preprocessing=dataset.preprocessing,
+        metrics={name: summary[name] for name in ("test_score", "test_loss")},
+        log=run.log,
+      )
 
     if config.baseline:
       with run.step("fitting scikit-learn's MLP on the same rows"):
@@ -373,24 +383,6 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
     "classes": list(dataset.class_names),
     "warnings": list(dataset.warnings),
   }
-
-
-def _export(run, space, dataset, genotype, trained_weights, summary) -> None:
-  weights = {
-    f"layer_{i}/{part}": np.asarray(value)
-    for i, layer in enumerate(trained_weights)
-    for part, value in layer.items()
-  }
-  export.save_best(
-    run.workdir / "best",
-    genotype=genotype.tolist(),
-    arch=space.describe(genotype),
-    space=space.to_dict(),
-    task=dataset.task,
-    weights=weights,
-    preprocessing=dataset.preprocessing,
-    metrics={"test_score": summary["test_score"], "test_loss": summary["test_loss"]},
-  )
 
 
 def _print_result(run, summary, leaders) -> None:

@@ -24,6 +24,7 @@ import nasjax
 from nasjax.core import cache
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
+from nasjax.results import export
 from nasjax.results import records as records_lib
 from nasjax.results.metrics import MetricsWriter
 
@@ -34,7 +35,6 @@ _FILES = ("summary.json", "metrics.jsonl", "report.html", "report.md")
 _LOG = "log.txt"
 _RECORDS = ("records", "control_records")
 _EXPORTS = ("best", "last_good")  # folders of networks
-_EXPORTED = ("genotype.json", "weights.npz", "preprocessing.json")
 _LOG_EVERY_SECONDS = 5.0
 
 
@@ -138,6 +138,7 @@ class Run:
     smoke: whether this is the seconds-long version.
     config: the experiment's config, as `config.to_dict` gives it.
     command: how to run it again.
+    overwrite: the user has asked to throw away what is there.
     already_finished: the directory holds this very run, finished; nothing was touched.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
       the KeyboardInterrupt through need not.
@@ -158,6 +159,7 @@ class Run:
     self.smoke = smoke
     self.config = config
     self.command = command
+    self.overwrite = False
     self.already_finished = False
     self.interrupted = False
     self._prepare: Callable[[], list[str]] = list
@@ -362,6 +364,7 @@ def open_run(
     "config": config_lib.to_dict(config),
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
+  run.overwrite = overwrite
   try:
     before = _read_before(folder)
     if not overwrite and not _recorded(folder):
@@ -456,7 +459,8 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
   """Removes what the run before wrote; its log and kept records only on request."""
   paths = [folder / name for name in _FILES]
   paths += [folder / f"{name}.jsonl" for name in _RECORDS]
-  paths += [folder / part / name for part in _EXPORTS for name in _EXPORTED]
+  exported = (*export.FILES, *export.PORTABLE_FILES)
+  paths += [folder / part / name for part in _EXPORTS for name in exported]
   paths += (folder / "tensorboard").glob("events.out.tfevents.*")
   if everything:
     paths.append(folder / _LOG)

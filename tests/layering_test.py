@@ -19,6 +19,7 @@ LAYERS = {
   "estimators": 4,
   "search": 5,
   "runtime": 5,
+  "sklearn": 6,
 }
 # What a room may not import although it lies below.
 FORBIDDEN = {"strategies": {"networks", "training", "data", "parallel", "results"}}
