@@ -15,6 +15,7 @@ import numpy as np
 from nasjax.core.config import field
 from nasjax.core.types import InputError
 from nasjax.networks.supernet_cnn import Form
+from nasjax.spaces import base
 from nasjax.spaces.conv_cell import ConvCell
 from nasjax.strategies import darts
 from nasjax.training.population import DTYPES
@@ -158,10 +159,10 @@ def check(config: DARTSConfig) -> tuple[ConvCell, np.ndarray | None]:
   with naming("nodes"):
     space = ConvCell(config.nodes)
   with naming("genotype"):
-    return space, _given(config.genotype, space) if config.genotype else None
+    return space, read_genotype(config.genotype, space) if config.genotype else None
 
 
-def _given(text: str, space: ConvCell) -> np.ndarray:
+def read_genotype(text: str, space: base.Space) -> np.ndarray:
   """The genotype of `--config.genotype`."""
   if text.endswith(".json"):
     path = pathlib.Path(text)

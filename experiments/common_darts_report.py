@@ -39,13 +39,33 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
   sections = [
     _result(summary),
     report.Section(
-      "The derived cells", notes=[arch or ""], plots=_shown(figures), wide=True
+      "The derived cells", notes=[arch or ""], plots=shown(figures), wide=True
     ),
-    report.Section("The search in pictures", plots=_shown(_curves(searched, space))),
+    report.Section("The search in pictures", plots=shown(_curves(searched, space))),
     report.Section(
-      "Weights of the operations", plots=_shown(_alphas(searched, space)), wide=True
+      "Weights of the operations", plots=shown(_alphas(searched, space)), wide=True
     ),
     _epochs(searched),
+  ]
+  return write_page(run, summary, headline(summary), sections)
+
+
+def write_page(
+  run: Run, summary: Mapping[str, Any], said: str, sections: list[report.Section]
+) -> pathlib.Path:
+  """Writes a page that ends with costs, configuration, environment and command.
+
+  Args:
+    run: of the page.
+    summary: of the run.
+    said: its headline.
+    sections: before those.
+
+  Returns:
+    The path of `report.html`.
+  """
+  sections = [
+    *sections,
     report.Section("Costs", tables.pairs((n, summary.get(k)) for k, n in _COSTS)),
     report.Section(
       "Configuration", tables.pairs(tables.flatten(run.config)), folded=True
@@ -58,7 +78,7 @@ def write(run: Run, summary: Mapping[str, Any], space: ConvCell) -> pathlib.Path
     {
       "experiment": run.experiment,
       "status": f"seed {run.seed}, {summary['status']}",
-      "headline": headline(summary),
+      "headline": said,
       "warnings": summary["warnings"],
       "sections": [s for s in sections if s.table or s.plots or s.command],
     },
@@ -136,7 +156,13 @@ def _curves(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
   """Figures of the search with the sentence that says what to see."""
   if not searched:
     return []
-  skips = cell_plots.skip_count(searched, 2 * space.nodes, collapsed_from(space))
+  edges_there = 2 * space.nodes
+  skips = cell_plots.skip_count(
+    searched,
+    edges_there,
+    collapsed_from(space),
+    title=f"Skips among the {edges_there} edges of the normal cell",
+  )
   return [
     (
       cell_plots.search_curves(searched),
@@ -157,7 +183,8 @@ def _alphas(searched: Sequence[Mapping[str, Any]], space: ConvCell) -> list:
   ]
 
 
-def _shown(made: Sequence[tuple[Any, str]]) -> list[dict[str, str]]:
+def shown(made: Sequence[tuple[Any, str]]) -> list[dict[str, str]]:
+  """Figures with the sentence that says what to see, as a page shows them."""
   return [
     {
       "svg": plots.to_svg(figure),

@@ -9,6 +9,7 @@ trained alike, are the control.
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -179,7 +180,7 @@ class _Job:
         label = f"random cell {number + 1} of {self.config.random_cells}"
         name = f"random_{number + 1}"
         train = functools.partial(self._train, retrain_key, cell, label, name)
-        found = run.once(name, lambda train=train: train()[0])
+        found = run.once(name, functools.partial(_first, train))
         row = {"arch": space.describe(cell), "score": None, **found}
         records.write(row)
         summary["random_cells"].append(row)
@@ -415,6 +416,11 @@ class _Job:
       for i, r in enumerate(summary["random_cells"])
     ]
     self.run.table("Result", ["", "test accuracy", "parameters"], rows)
+
+
+def _first(train: Callable[[], tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+  """What a training gave, without its network."""
+  return train()[0]
 
 
 def num_skips(genotype: np.ndarray, space: ConvCell) -> int:

@@ -15,9 +15,10 @@ from nasjax import runtime, search
 from nasjax.core import keys
 from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
-from nasjax.results import analysis, export, report
+from nasjax.results import analysis, report
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.base import Strategy
+from nasjax.training import portable
 from nasjax.training.retrain import Retrained, pooled, retrain
 
 _BOUND_DELTA = 0.05
@@ -126,7 +127,16 @@ class _Job:
       }
       _scores(found, "", final.test_score, **fits)
       if final.weights is not None:
-        _export(run, space, dataset, best.genotype, final.weights, found)
+        portable.save(
+          run.workdir / "best",
+          space=space,
+          genotype=best.genotype,
+          weights=final.weights,
+          task=dataset.task,
+          preprocessing=dataset.preprocessing,
+          metrics={name: found[name] for name in ("test_score", "test_loss")},
+          log=run.log,
+        )
       return found
 
     summary |= run.once("retraining", retrained)
@@ -243,24 +253,6 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
     "classes": list(dataset.class_names),
     "warnings": list(dataset.warnings),
   }
-
-
-def _export(run, space, dataset, genotype, trained_weights, summary) -> None:
-  weights = {
-    f"layer_{i}/{part}": np.asarray(value)
-    for i, layer in enumerate(trained_weights)
-    for part, value in layer.items()
-  }
-  export.save_best(
-    run.workdir / "best",
-    genotype=genotype.tolist(),
-    arch=space.describe(genotype),
-    space=space.to_dict(),
-    task=dataset.task,
-    weights=weights,
-    preprocessing=dataset.preprocessing,
-    metrics={"test_score": summary["test_score"], "test_loss": summary["test_loss"]},
-  )
 
 
 def _print_result(run, summary, leaders) -> None:

@@ -59,7 +59,7 @@ def _small(config: Config) -> Config:
     retrain={
       "channels": 8,
       "layers": 5,
-      "epochs": 10,
+      "epochs": 7,
       "batch_size": 64,
       "drop_path": 0.0,
       "cutout": 0,

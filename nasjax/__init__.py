@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
   "MLPChain": "nasjax.spaces.mlp_chain",
+  "MLPSearchClassifier": "nasjax.sklearn",
+  "MLPSearchRegressor": "nasjax.sklearn",
   "from_arrays": "nasjax.data.base",
   "random_search": "nasjax.strategies.random_search",
   "reinforce": "nasjax.strategies.reinforce",

@@ -136,6 +136,7 @@ class Run:
     smoke: whether this is the seconds-long version.
     config: the experiment's config, as `config.to_dict` gives it.
     command: how to run it again.
+    overwrite: the user has asked to throw away what is there.
     already_finished: the directory holds this very run, finished; nothing was touched.
     resumed: it held this very run, unfinished, and that goes on.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
@@ -157,6 +158,7 @@ class Run:
     self.smoke = smoke
     self.config = config
     self.command = command
+    self.overwrite = False
     self.already_finished = self.resumed = False
     self.interrupted = False
     self._prepare: Callable[[bool], list[str]] = lambda resumes: []

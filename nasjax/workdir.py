@@ -8,6 +8,7 @@ from typing import Any
 
 from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
+from nasjax.results import export
 from nasjax.results import records as records_lib
 from nasjax.runtime import CHECKPOINTS, LOCK, LOG, STAGES, Run
 
@@ -15,7 +16,6 @@ from nasjax.runtime import CHECKPOINTS, LOCK, LOG, STAGES, Run
 _FILES = ("summary.json", STAGES, "metrics.jsonl", "report.html", "report.md")
 _RECORDS = ("records", "control_records")
 _EXPORTS = ("best", "last_good")  # folders of networks
-_EXPORTED = ("genotype.json", "weights.npz", "preprocessing.json")
 
 
 def open_run(
@@ -54,6 +54,7 @@ def open_run(
     "config": config_lib.to_dict(config),
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
+  run.overwrite = overwrite
   # What becomes of a run that is in the folder; the first that holds:
   # 1. --overwrite: everything that a run writes goes, a new run starts.
   # 2. Nothing was measured in it: the same.
@@ -155,7 +156,8 @@ def _clear(folder: pathlib.Path, everything: bool) -> None:
   """Removes what the run before wrote; its log and kept records only on request."""
   paths = [folder / name for name in _FILES]
   paths += [folder / f"{name}.jsonl" for name in _RECORDS]
-  paths += [folder / part / name for part in _EXPORTS for name in _EXPORTED]
+  exported = (*export.FILES, *export.PORTABLE_FILES)
+  paths += [folder / part / name for part in _EXPORTS for name in exported]
   paths += (folder / "tensorboard").glob("events.out.tfevents.*")
   if everything:
     paths.append(folder / LOG)

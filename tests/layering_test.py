@@ -20,6 +20,7 @@ LAYERS = {
   "search": 5,
   "runtime": 5,
   "workdir": 6,
+  "sklearn": 6,
 }
 # What a room may not import although it lies below.
 FORBIDDEN = {"strategies": {"networks", "training", "data", "parallel", "results"}}

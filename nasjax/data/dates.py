@@ -15,15 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The preferred first; which of the three numbers are year, month and day.
-_ORDERS = {"year first": (0, 1, 2), "month first": (2, 0, 1), "day first": (2, 1, 0)}
+from nasjax.data.standalone import ORDERS, moment
+
 READ = "2024-12-31, 2024/12/31, 31.12.2024, 12/31/2024 or 31/12/2024"
-_DATE = re.compile(
-  r"\s*(\d{1,2}|\d{4})([-/.])(\d{1,2})\2(\d{1,2}|\d{4})"
-  r"(?:[ T](\d{1,2}):(\d\d)(?::(\d\d)(?:\.\d*)?)?)?\s*",
-  re.ASCII,
-)
-_YEAR = re.compile(r"1[5-9]\d\d|2[01]\d\d")
 # Looser: also `12/31/24`, `31 Dec 2024`, `Dec 31, 2024` and what follows them.
 _LIKE_A_DATE = re.compile(
   r"\s*(\d{1,4}[-/. ]+(\d{1,2}|[a-z]{3,9})|[a-z]{3,9}[. ]+\d{1,2})[-/., ]+\d{2,4}\b.*",
@@ -46,10 +40,10 @@ class Order(NamedTuple):
 
 def find_order(texts: Iterable[str]) -> Order | None:
   """The order in which every text is a date; None where there is none, or no text."""
-  left, doubtful, empty = list(_ORDERS), None, True
+  left, doubtful, empty = list(ORDERS), None, True
   for text in texts:
     empty = False
-    moments = {name: _moment(text, name) for name in left}
+    moments = {name: moment(text, name) for name in left}
     left = [name for name in left if moments[name]]
     if not left:
       return None
@@ -69,7 +63,7 @@ def parse(texts: Sequence[str | None], order: str) -> np.ndarray:
   moments: dict[str | None, datetime.datetime | None] = {None: None}
   for text in texts:
     if text is not None and text not in moments:
-      moments[text] = _moment(text, order)
+      moments[text] = moment(text, order)
       if moments[text] is None:
         raise ValueError(f"{text!r} is no date with the {order}")
   return np.array([moments[text] for text in texts], "datetime64[s]")
@@ -78,18 +72,3 @@ def parse(texts: Sequence[str | None], order: str) -> np.ndarray:
 def resemble(texts: Iterable[str]) -> bool:
   """Whether all texts look like dates, though they may not be read as such."""
   return all(_LIKE_A_DATE.fullmatch(text) for text in texts)
-
-
-def _moment(text: str, order: str) -> datetime.datetime | None:
-  match = _DATE.fullmatch(text)
-  if not match:
-    return None
-  first, separator, second, third, *time = match.groups()
-  year, month, day = ((first, second, third)[i] for i in _ORDERS[order])
-  hours, minutes, seconds = (int(part or 0) for part in time)
-  if not _YEAR.fullmatch(year) or (separator == "." and order == "month first"):
-    return None
-  try:
-    return datetime.datetime(int(year), int(month), int(day), hours, minutes, seconds)
-  except ValueError:  # the 31st of February
-    return None

@@ -7,10 +7,9 @@ import gzip
 import itertools
 import os
 import pathlib
-import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +18,17 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from nasjax.core.types import InputError
-from nasjax.data import base, dates
+from nasjax.data import base, dates, standalone
 from nasjax.data.column_checks import column_warnings, matrix_warnings
 from nasjax.data.preprocessing import KINDS
+from nasjax.data.standalone import NULLS, UNNAMED, delimiter_of
 
 _CSV = (".csv", ".tsv", ".txt", ".csv.gz")
 _SUFFIXES = (*_CSV, ".parquet", ".npz")
-_NULLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 _MIN_ROWS = 10
 _MAX_LISTED = 20
 # A text column with more distinct values than this and than half its rows is free text.
 _MAX_TEXT_VALUES = 64
-# A word that no shell and no flag parser changes: the user types it after `drop=`.
-UNNAMED = "unnamed"
 
 
 def load(
@@ -113,30 +110,58 @@ def naming(file: pathlib.Path) -> Iterator[None]:
 
 
 def read_columns(
-  path: str | os.PathLike | None, fitted: Iterable[Mapping[str, Any]] = ()
+  path: str | os.PathLike | None, fitted: list[dict[str, Any]]
 ) -> dict[str, np.ndarray]:
-  """The raw columns `[N]` of a CSV or Parquet file, for `preprocessing.apply`.
+  """The raw columns that a model knows, of a new file, for `preprocessing.apply`.
+
+  Columns of text files are read by `standalone.read`, as what they were in training:
+  inferred anew, digits alone would make numbers of a category, and 03/04/2024 alone
+  could be another day than among the rows of training.
 
   Args:
-    path: the file.
-    fitted: what will be applied; dates are read in the order they had in training,
-      else 03/04/2024 alone could be another day than among the rows of training.
+    path: the file, of the kinds that `load` takes.
+    fitted: what will be applied.
 
   Raises:
-    InputError: when it cannot be read.
+    InputError: naming the file, or the column and the row.
   """
   file = check_path(path)
-  if _is(file, ".npz"):
-    raise InputError(f"{file} holds arrays, not columns")
-  table = read_table(file)
-  orders = {spec["name"]: spec.get("order") for spec in fitted}
-  columns = {}
-  for name in table.column_names:
+  if not _is(file, ".parquet"):
     try:
-      columns[name] = column_values(table[name], orders.get(name))[0]
+      return standalone.read(file, fitted)
     except ValueError as error:
-      raise InputError(f"column {name!r} of {file}: {error}") from None
+      raise InputError(str(error)) from None
+  table = read_table(file)
+  wanted = {spec["name"]: standalone.raw_names(spec) for spec in fitted}
+  missing = [
+    n for names in wanted.values() for n in names if n not in table.schema.names
+  ]
+  if missing:
+    raise InputError(
+      f"{file} has no column {missing[0]!r}{_nearest(missing[0], table.column_names)}"
+    )
+  columns = {}
+  for spec in fitted:
+    parts = [_as_trained(table[name], name, spec) for name in wanted[spec["name"]]]
+    columns[spec["name"]] = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
   return columns
+
+
+def _as_trained(column: pa.ChunkedArray, name: str, spec: dict[str, Any]) -> np.ndarray:
+  """A typed column `[N]` as the kind that it was in training."""
+  if column.null_count == len(column):
+    return standalone.parse([""] * len(column), name, spec)
+  try:
+    values, kind = column_values(column, spec.get("order"))
+  except ValueError as error:
+    raise InputError(f"column {name!r}: {error}") from None
+  if kind == "date" and spec["kind"] == "category":  # words that happen to be dates
+    values, kind = np.array(column.to_pylist(), object), "category"
+  if kind != spec["kind"] and {kind, spec["kind"]} != {"numeric", "boolean"}:
+    raise InputError(
+      f"column {name!r} holds {kind} values, the model knows {spec['kind']}"
+    )
+  return values
 
 
 def check_path(path: str | os.PathLike | None) -> pathlib.Path:
@@ -189,7 +214,7 @@ def read_table(file: pathlib.Path) -> pa.Table:
         file,
         parse_options=pa.csv.ParseOptions(delimiter=_delimiter(file)),
         convert_options=pa.csv.ConvertOptions(
-          null_values=_NULLS, strings_can_be_null=True
+          null_values=NULLS, strings_can_be_null=True
         ),
       )
   except (pa.ArrowException, OSError, ValueError, EOFError, zlib.error) as error:
@@ -207,13 +232,12 @@ def read_table(file: pathlib.Path) -> pa.Table:
 
 
 def _delimiter(file: pathlib.Path) -> str:
-  """The one of four that the header holds most of, outside quotes."""
   opener = gzip.open if _is(file, ".gz") else open
   with opener(file, "rb") as handle:
     header = handle.readline().decode("utf-8")
   if not header.strip():
     raise ValueError("its first line, the header, is empty")
-  return max(",;\t|", key=re.sub('"[^"]*"', "", header).count)
+  return delimiter_of(header)
 
 
 def target_values(column: pa.ChunkedArray) -> np.ndarray:

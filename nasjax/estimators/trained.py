@@ -90,6 +90,7 @@ def trained(
   num_devices: int | None = None,
   memory_limit_gb: float | None = None,
   compute_dtype: str = "float32",
+  share_programs: bool = False,
   log: Callable[[str], None] = lambda message: None,
   on_child: Callable[[int, Child, float], None] | None = None,
   on_plan: Callable[[Plan, int], None] | None = None,
@@ -114,9 +115,10 @@ def trained(
     eta: see rungs; at least 2.
     layout: see `training.packing`.
     device: what plans suppose of the device: "measured", or out of `profile.GIVEN`.
-    num_devices: see `training.population`, as are the next three.
+    num_devices: see `training.population`, as are the next four.
     memory_limit_gb: of each device.
     compute_dtype: of activations and gradients.
+    share_programs: with other trainers in this process.
     log: called with a line when a population does not fit and is split.
     on_child: called as `(i, child, score)` when child i of a round is done, in the
       order in which they are.
@@ -163,6 +165,7 @@ def trained(
     num_devices=num_devices,
     memory_limit_gb=memory_limit_gb,
     compute_dtype=compute_dtype,
+    share_programs=share_programs,
     log=log,
   )
   score_of = jax.jit(SCORES[score])

@@ -13,6 +13,8 @@ from nasjax.results.plots import BLUE, GREEN, GREY, ORANGE
 
 # Of operations: convolutions blue and green, pools orange, what copies grey.
 _COLOURS = {"sep": BLUE, "dil": GREEN, "max": ORANGE, "avg": ORANGE, "skip": GREY}
+# Of activations: what bends at zero, what saturates, and what copies.
+_COLOURS |= {"relu": BLUE, "tanh": GREEN, "sigmoid": ORANGE, "identity": GREY}
 _INPUT_NAMES = ("c_{k-2}", "c_{k-1}")
 
 
@@ -56,6 +58,60 @@ def cell_graph(cell: Sequence[Sequence[Any]], title: str) -> Figure:
   axes.set_xlim(-0.5, output[0] + 0.5)
   axes.set_ylim(-2.3, 2.3)
   axes.set_aspect("equal")  # arrows bend in the picture's units, labels in these
+  axes.set_title(title, loc="left")
+  return figure
+
+
+def tree_graph(cell: Sequence[Any], title: str) -> Figure:
+  """The graph of a recurrent cell: a tree from its first state, averaged at the end.
+
+  Args:
+    cell: for each node (activation, source state); node i makes state i + 1.
+    title: above it.
+  """
+  children: dict[int, list[int]] = {state: [] for state in range(len(cell) + 1)}
+  for node, (_, source) in enumerate(cell):
+    children[source].append(node + 1)
+  place: dict[int, tuple[float, float]] = {}
+  rows = 0
+
+  def put(state: int, depth: int) -> None:
+    """A state stands in the middle of those that read it, a row for each leaf."""
+    nonlocal rows
+    for each in children[state]:
+      put(each, depth + 1)
+    heights = [place[each][1] for each in children[state]]
+    if not heights:
+      heights, rows = [float(-rows)], rows + 1
+    place[state] = (1.9 * depth, (heights[0] + heights[-1]) / 2)
+
+  put(0, 0)
+  right = max(x for x, _ in place.values()) + 1.7
+  middle = (1 - rows) / 2
+  figure = Figure(figsize=(1.0 * right + 2.6, 0.8 * rows + 1.2), layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  axes.set_axis_off()
+  inputs = {"$x_t$": 0.55, "$h_{t-1}$": -0.55}
+  start = place[0]
+  for name, above in inputs.items():
+    spot = (start[0] - 1.5, start[1] + above)
+    _arrow(axes, spot, start, "#444444", 0.0, "-")
+    _circle(axes, *spot, name, "#EAF3FA")
+  output = (right, middle)
+  for state in range(1, len(cell) + 1):
+    _arrow(axes, place[state], output, "#DDDDDD", 0.0, "-")
+  for node, (op, source) in enumerate(cell):
+    _arrow(axes, place[source], place[node + 1], _colour(op), 0.0, "-")
+    _label(axes, place[source], place[node + 1], 0.0, op, [])
+  for state, (x, y) in place.items():
+    _circle(axes, x, y, str(state), "#FFFFFF")
+  _circle(axes, *output, "$h_t$", "#FBEFE6")
+  heights = [y for _, y in place.values()]
+  axes.set_xlim(-2.1, right + 0.6)
+  axes.set_ylim(
+    min(*heights, start[1] - 0.55) - 0.6, max(*heights, start[1] + 0.55) + 0.6
+  )
   axes.set_title(title, loc="left")
   return figure
 
@@ -128,6 +184,7 @@ def alphas_over_time(
   name: str,
   operations: Sequence[str],
   edges: Sequence[tuple[int, int]],
+  states: Sequence[str] | None = None,
 ) -> Figure:
   """Softmax weights of one cell's operations, edge by edge, over epochs.
 
@@ -136,7 +193,9 @@ def alphas_over_time(
     name: of the cell.
     operations: `[K]` names.
     edges: `[E]` (source state, target state).
+    states: what to call them; a convolutional cell's by default.
   """
+  states = states or [_name(state) for state in range(len(edges) + 2)]
   logits_TEK = np.array([epoch[name] for epoch in history], float)
   weights_TEK = np.exp(logits_TEK - logits_TEK.max(-1, keepdims=True))
   weights_TEK /= weights_TEK.sum(-1, keepdims=True)
@@ -162,7 +221,7 @@ def alphas_over_time(
       vmax=weights_TEK.max(),
       extent=(0.5, len(history) + 0.5, len(operations) - 0.5, -0.5),
     )
-    axes.set_title(f"{_name(source)} → {_name(target)}", fontsize=9)
+    axes.set_title(f"{states[source]} → {states[target]}", fontsize=9)
     axes.set_yticks(range(len(operations)))
     axes.set_yticklabels([op.replace("_", " ") for op in operations])
     axes.tick_params(labelsize=7.5)
@@ -174,16 +233,18 @@ def alphas_over_time(
 
 
 def _name(state: int) -> str:
-  """A state as the graph of the cell calls it."""
+  """A state as the graph of a convolutional cell calls it."""
   return f"${_INPUT_NAMES[state]}$" if state < 2 else str(state - 2)
 
 
-def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
-  """Loss and accuracy of a supernet by epoch, on both sets of rows."""
+def search_curves(
+  searched: Sequence[Mapping[str, Any]], metric: str = "accuracy"
+) -> Figure:
+  """Loss and metric of a supernet by epoch, on both sets of rows."""
   figure = Figure(figsize=(8.4, 3.4), layout="constrained")
   FigureCanvasAgg(figure)
   epochs = [row["epoch"] for row in searched]
-  for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+  for axes, what in zip(figure.subplots(1, 2), ("loss", metric)):
     for name, colour in (("train", BLUE), ("valid", ORANGE)):
       values = [row[f"{name}_{what}"] for row in searched]
       values = [np.nan if value is None else value for value in values]
@@ -198,22 +259,68 @@ def search_curves(searched: Sequence[Mapping[str, Any]]) -> Figure:
   return figure
 
 
-def skip_count(searched: Sequence[Mapping[str, Any]], most: int, alarm: int) -> Figure:
-  """Skips in the normal cell by epoch, out of `most` edges; at `alarm` it collapsed."""
+def skip_count(
+  searched: Sequence[Mapping[str, Any]],
+  most: int,
+  alarm: int,
+  what: str = "skips",
+  title: str = "Skips in the normal cell",
+) -> Figure:
+  """How many edges only copy, by epoch, out of `most`; `what` is their column, and at
+  `alarm` the cell has collapsed."""
   figure = Figure(figsize=(6.0, 3.4), layout="constrained")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
   epochs = np.array([row["epoch"] for row in searched])
-  skips = np.array([row["skips"] for row in searched])
+  count = np.array([row[what] for row in searched])
   axes.axhspan(alarm - 0.5, most + 0.5, color=ORANGE, alpha=0.12, linewidth=0)
   axes.text(0.01, most, "collapsed", transform=axes.get_yaxis_transform(), va="center")
-  axes.plot(epochs, skips, color=BLUE, marker=".", drawstyle="steps-mid")
-  wrong = skips >= alarm
-  axes.plot(epochs[wrong], skips[wrong], color=ORANGE, marker="o", linestyle="none")
+  axes.plot(epochs, count, color=BLUE, marker=".", drawstyle="steps-mid")
+  wrong = count >= alarm
+  axes.plot(epochs[wrong], count[wrong], color=ORANGE, marker="o", linestyle="none")
   axes.set_ylim(-0.5, most + 0.5)
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("epoch")
-  axes.set_title(f"Skips among the {most} edges of the normal cell", loc="left")
+  axes.set_title(title, loc="left")
   axes.grid(alpha=0.25, linewidth=0.6)
   axes.spines[["top", "right"]].set_visible(False)
+  return figure
+
+
+def perplexities(curves: Mapping[str, Sequence[float]], began: int | None) -> Figure:
+  """Validation perplexity of retrained cells by epoch, the first of them in front.
+
+  Args:
+    curves: by name of the cell, the derived one first.
+    began: first epoch of its averaged weights, if there is one.
+  """
+  figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  for number, (name, values) in enumerate(curves.items()):
+    axes.plot(
+      range(1, len(values) + 1),
+      values,
+      color=GREY if number else BLUE,
+      alpha=0.7 if number else 1.0,
+      zorder=2 if number else 3,
+      label=name if number < 2 else None,
+    )
+  if began is not None:
+    axes.axvline(began - 0.5, color=ORANGE, linewidth=0.9, linestyle="--")
+    axes.annotate(
+      "averaged from here",
+      (began - 0.5, 0.97),
+      xycoords=("data", "axes fraction"),
+      fontsize=8,
+      ha="right",
+      va="top",
+      rotation=90,
+    )
+  axes.set_yscale("log")
+  axes.set_xlabel("epoch")
+  axes.set_title("Validation perplexity in retraining", loc="left")
+  axes.grid(alpha=0.25, linewidth=0.6, which="both")
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, fontsize=9)
   return figure

@@ -5,12 +5,19 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nasjax.core.types import InputError
 from nasjax.results import records
+
+FILES = ("genotype.json", "weights.npz", "preprocessing.json")
+PORTABLE_FILES = ("predict.py", "model.jaxexport", "model.onnx")
+"""What stands beside them where the network is a chain; see `training.portable`."""
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Exported(NamedTuple):
@@ -37,6 +44,7 @@ def save_best(
   weights: dict[str, np.ndarray],
   preprocessing: dict[str, Any],
   metrics: dict[str, float],
+  files: Mapping[str, bytes] = _NOTHING,
 ) -> None:
   """Writes `genotype.json`, `weights.npz` and `preprocessing.json`, each atomically.
 
@@ -51,6 +59,7 @@ def save_best(
     weights: arrays by flat name, `layer_0/kernel` and so on.
     preprocessing: what was fitted on the training rows; JSON values only.
     metrics: by name.
+    files: what stands beside them, by name.
 
   Raises:
     ValueError: a weight is an array of Python objects, which only pickle could hold.
@@ -64,6 +73,8 @@ def save_best(
   np.savez(buffer, **weights)  # type: ignore[arg-type]
   records.write_bytes(target / "weights.npz", buffer.getvalue())
   records.write_json(target / "preprocessing.json", preprocessing)
+  for name, content in files.items():
+    records.write_bytes(target / name, content)
   records.write_json(
     target / "genotype.json",
     {

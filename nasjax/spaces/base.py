@@ -124,3 +124,13 @@ def one_change(genotype: jax.Array, num_tokens: int) -> jax.Array:
     genotype[None, None],
   )
   return changed.reshape(-1, length).astype(jnp.int32)
+
+
+def legal_neighbors(space: Space, genotype: jax.Array) -> Neighbors:
+  """The legal ones of a genotype's single changes, all alike."""
+  changed = one_change(genotype, space.num_tokens)
+  is_other = jax.vmap(space.is_legal)(changed) & (changed != genotype[None]).any(-1)
+  return Neighbors(
+    jnp.where(is_other[:, None], changed, genotype[None]),
+    is_other / jnp.maximum(is_other.sum(), 1),
+  )

@@ -11,7 +11,6 @@ which nodes read them: (0, 1) into node 0, (0, 1, 2) into node 1, and so on; `de
 makes a genotype of them.
 """
 
-import ast
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core.types import InputError
-from nasjax.spaces.base import Neighbors, one_change
+from nasjax.spaces import notation
+from nasjax.spaces.base import Neighbors, legal_neighbors
 
 PRIMITIVES = (
   "none",
@@ -39,6 +39,10 @@ CELLS = ("normal", "reduce")  # as the notation names them
 _INPUTS = 2  # states that a cell starts from
 _READ = 2  # states that a node reads in a derived cell
 
+_EXAMPLE = (
+  "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), "
+  "reduce=[...], reduce_concat=range(2, 6))"
+)
 # What the authors published, in their notation.
 PUBLISHED = {
   "DARTS_V1": (
@@ -154,12 +158,7 @@ class ConvCell:
 
   def neighbors(self, genotype: jax.Array) -> Neighbors:
     """One source or one operation otherwise, all alike; see `spaces.base.Space`."""
-    changed = one_change(genotype, self.num_tokens)
-    is_other = jax.vmap(self.is_legal)(changed) & (changed != genotype[None]).any(-1)
-    return Neighbors(
-      jnp.where(is_other[:, None], changed, genotype[None]),
-      is_other / jnp.maximum(is_other.sum(), 1),
-    )
+    return legal_neighbors(self, genotype)
 
   def decode(self, genotype: np.ndarray) -> Cells:
     """The cells of a genotype `[D]`, host side.
@@ -205,14 +204,12 @@ class ConvCell:
     Raises:
       InputError: saying which cell, which edge, and what is wrong with it.
     """
-    fields = _fields(PUBLISHED.get(text.strip(), text))
+    wanted = [field for name in CELLS for field in (name, f"{name}_concat")]
+    fields = notation.fields(text, wanted, _EXAMPLE, PUBLISHED)
     decisions: list[int] = []
     for name in CELLS:
-      joined = list(range(_INPUTS, _INPUTS + self.nodes))
-      if fields[f"{name}_concat"] != joined:
-        raise InputError(
-          f"{name}_concat must join all nodes, {joined}, got {fields[f'{name}_concat']}"
-        )
+      joined = range(_INPUTS, _INPUTS + self.nodes)
+      notation.check_joined(f"{name}_concat", fields[f"{name}_concat"], joined)
       decisions += self._decisions(name, fields[name])
     return np.array(decisions, np.int32)
 
@@ -225,19 +222,8 @@ class ConvCell:
       )
     decisions: list[int] = []
     for number, edge in enumerate(read):
-      where = f"edge {number + 1} of the {name} cell"
-      if not isinstance(edge, tuple) or len(edge) != 2:
-        raise InputError(f"{where} must be ('operation', state), got {edge!r}")
-      op, source = edge
-      if op not in PRIMITIVES or op == PRIMITIVES[NONE]:
-        known = ", ".join(PRIMITIVES[1:])
-        raise InputError(f"{where}: no operation {op!r}; there are {known}")
-      states = number // _READ + _INPUTS
-      if type(source) is not int or not 0 <= source < states:
-        raise InputError(
-          f"{where} reads state {source!r}; node {number // _READ} comes after states "
-          f"0 to {states - 1}"
-        )
+      where, node = f"edge {number + 1} of the {name} cell", number // _READ
+      op, source = notation.edge(edge, where, node, node + _INPUTS, PRIMITIVES[1:])
       if number % _READ and source == decisions[-2]:
         raise InputError(f"{where} reads state {source} again")
       decisions += [source, PRIMITIVES.index(op)]
@@ -289,37 +275,3 @@ class ConvCell:
   def to_dict(self) -> dict:
     """The space as plain JSON values: its fields, and `kind`."""
     return {"kind": "conv_cell", "nodes": self.nodes}
-
-
-def _fields(text: str) -> dict[str, list]:
-  """The four lists of the notation, read as data: no name in the text is looked up."""
-  wanted = [field for name in CELLS for field in (name, f"{name}_concat")]
-  try:
-    call = ast.parse(text.strip(), mode="eval").body
-    if not isinstance(call, ast.Call) or call.args:
-      raise ValueError("no call")
-    found = {str(part.arg): _values(part.value) for part in call.keywords}
-  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-    raise InputError(
-      "not a genotype in the form Genotype(normal=[('sep_conv_3x3', 0), ...], "
-      "normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)), nor one of "
-      f"{', '.join(PUBLISHED)}: {text.strip()[:60]!r}"
-    ) from None
-  missing = [name for name in wanted if name not in found]
-  if missing or len(found) != len(wanted):
-    raise InputError(
-      f"a genotype has {', '.join(wanted)}; this one has {', '.join(found)}"
-    )
-  return found
-
-
-def _values(node: ast.expr) -> list:
-  """A literal list, or `range(a, b)`."""
-  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-    if node.func.id != "range" or len(node.args) != 2 or node.keywords:
-      raise ValueError("no range")
-    low, high = (ast.literal_eval(part) for part in node.args)
-    if type(low) is not int or type(high) is not int or high - low > 100:
-      raise ValueError("no range")
-    return list(range(low, high))
-  return list(ast.literal_eval(node))

@@ -33,12 +33,13 @@ class GradientStrategy(NamedTuple):
 
   Attributes:
     init: `(key) -> state`: weights, alphas and the state of their optimizers.
-    step: `(state, train_batch, valid_batch) -> (state, info)`.
+    step: `(state, train_batch, valid_batch, part) -> (state, info)`; the training step
+      is that part, by default 1, of a full one.
     derive: `(state) -> genotype [D]`, host side.
   """
 
   init: Callable[[jax.Array], Any]
-  step: Callable[[Any, Any, Any], tuple[Any, Any]]
+  step: Callable[..., tuple[Any, Any]]
   derive: Callable[[Any], Any]
 
 

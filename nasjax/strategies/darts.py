@@ -19,8 +19,10 @@ gains nothing by the former.
 
 Differences from the paper: the mixed derivative of (7) is exact by default, one
 forward-over-reverse product, where the paper and its program take a finite difference
-(8), which is `order="finite_difference"` here. As in their program, the step that is
-differentiated through has momentum and weight decay, and no clipping.
+(8), which is `order="finite_difference"` here. As in their program for images, the step
+that is differentiated through has momentum and weight decay, and no clipping. Their
+program for texts does clip it, and takes the factor for a constant: `inner_clip` with
+the finite difference does so too, and at order 2 it differentiates through the factor.
 """
 
 import functools
@@ -49,16 +51,20 @@ class Inner(NamedTuple):
     velocity: of the weights' momentum, a pytree like the weights.
     momentum: what is kept of it.
     weight_decay: L2.
+    clip_norm: largest norm of the gradient, decay apart; None for any.
   """
 
   step_size: Any
   velocity: Any
   momentum: float = 0.9
   weight_decay: float = 3e-4
+  clip_norm: Any = None
 
   @jax.jit
   def move(self, weights: Any, velocity: Any, gradient: Any) -> tuple[Any, Any]:
     """Weights and velocity after a step of SGD with momentum and decay."""
+    if self.clip_norm is not None:
+      gradient, _ = _clip(gradient, self.clip_norm)
     velocity = jax.tree.map(
       lambda w, v, g: self.momentum * v + (g + self.weight_decay * w),
       weights,
@@ -77,6 +83,35 @@ def _add(left: Any, right: Any, factor: Any) -> Any:
 @jax.jit
 def _norm(tree: Any) -> jax.Array:
   return jnp.sqrt(sum(jnp.square(part).sum() for part in jax.tree.leaves(tree)))
+
+
+def _scale(norm: jax.Array, largest: Any) -> jax.Array:
+  """What a gradient of this norm is multiplied with, to be no larger."""
+  return jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-6))
+
+
+@jax.jit
+def _clip(gradient: Any, largest: Any) -> tuple[Any, jax.Array]:
+  """A gradient of at most that norm, and the norm that it had."""
+  norm = _norm(gradient)
+  scale = _scale(norm, largest)
+  return jax.tree.map(lambda part: part * scale, gradient), norm
+
+
+@jax.jit
+def _through_clip(direction: Any, gradient: Any, largest: Any) -> Any:
+  """The transposed derivative of clipping at a gradient, applied to a direction.
+
+  c g with c = largest / |g| changes by c (I - g g^T / |g|^2) dg, which is symmetric.
+  """
+  norm = _norm(gradient)
+  along = sum(
+    jnp.vdot(a, b)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
+  )
+  part = jnp.where(norm > largest, along / jnp.square(norm), 0.0)
+  scale = _scale(norm, largest)
+  return jax.tree.map(lambda v, g: scale * (v - part * g), direction, gradient)
 
 
 class Derivatives(NamedTuple):
@@ -115,11 +150,9 @@ def first_order(valid_loss: Loss, weights: Any, alphas: Any, valid_batch: Any) -
   """dL_valid(w, a)/da: equation 7 at xi = 0.
 
   Returns:
-    (loss, gradient with the structure of `alphas`).
+    ((loss, anything else), gradient with the structure of `alphas`).
   """
-  of_alphas = derivatives(valid_loss).of_alphas
-  (loss, _), gradient = of_alphas(weights, alphas, valid_batch)
-  return loss, gradient
+  return derivatives(valid_loss).of_alphas(weights, alphas, valid_batch)
 
 
 def unrolled(
@@ -151,13 +184,13 @@ def unrolled(
       converge. None for the exact one.
 
   Returns:
-    (outer loss, gradient with the structure of `alphas`).
+    ((outer loss, anything else), gradient with the structure of `alphas`).
   """
 
   train = derivatives(train_loss)
   _, (gradient, _) = train.both(weights, alphas, train_batch)
   moved, _ = inner.move(weights, inner.velocity, gradient)
-  (loss, _), (direction, explicit) = derivatives(valid_loss).both(
+  outer, (direction, explicit) = derivatives(valid_loss).both(
     moved, alphas, valid_batch
   )
   if difference is not None:
@@ -166,11 +199,15 @@ def unrolled(
       train.of_alphas(_add(weights, direction, part), alphas, train_batch)[1]
       for part in (step, -step)
     )
+    clip_norm = inner.clip_norm
+    scale = 1.0 if clip_norm is None else _scale(_norm(gradient), clip_norm)
     implicit = _add(ahead, behind, -1.0)
-    implicit = jax.tree.map(lambda part: part / (2 * step), implicit)
+    implicit = jax.tree.map(lambda part: part * (scale / (2 * step)), implicit)
   else:
+    if inner.clip_norm is not None:
+      direction = _through_clip(direction, gradient, inner.clip_norm)
     implicit = train.mixed(weights, alphas, train_batch, direction)
-  return loss, _add(explicit, implicit, -inner.step_size)
+  return outer, _add(explicit, implicit, -inner.step_size)
 
 
 def unrolled_through(
@@ -188,7 +225,7 @@ def unrolled_through(
     train_batches: leaves `[T, ...]`, a batch for each step; the rest as in `unrolled`.
 
   Returns:
-    (outer loss, gradient with the structure of `alphas`).
+    ((outer loss, anything else), gradient with the structure of `alphas`).
   """
 
   def outer(alphas):
@@ -198,9 +235,9 @@ def unrolled_through(
       return inner.move(weights, velocity, gradient), None
 
     (moved, _), _ = jax.lax.scan(step, (weights, inner.velocity), train_batches)
-    return valid_loss(moved, alphas, valid_batch)[0]
+    return valid_loss(moved, alphas, valid_batch)
 
-  return jax.value_and_grad(outer)(alphas)
+  return jax.value_and_grad(outer, has_aux=True)(alphas)
 
 
 class State(NamedTuple):
@@ -229,12 +266,14 @@ class Info(NamedTuple):
     valid_loss: scalar, that the alphas' step descends: at w' when it is unrolled.
     gradient_norm: scalar, of the weights' gradient before clipping.
     auxiliary: what the training loss gave beside the loss.
+    valid_auxiliary: what the alphas' loss gave beside it.
   """
 
   train_loss: jax.Array
   valid_loss: jax.Array
   gradient_norm: jax.Array
   auxiliary: Any
+  valid_auxiliary: Any
 
 
 def darts(
@@ -253,6 +292,7 @@ def darts(
   momentum: float = 0.9,
   weight_decay: float = 3e-4,
   clip_norm: float = 5.0,
+  inner_clip: bool = False,
   alpha_learning_rate: float = 3e-4,
   alpha_decays: tuple[float, float] = (0.5, 0.999),
   alpha_weight_decay: float = 1e-3,
@@ -276,13 +316,15 @@ def darts(
     momentum: of the weights.
     weight_decay: of the weights.
     clip_norm: largest global norm of the weights' gradient.
+    inner_clip: whether the step that is looked through clips too.
     alpha_learning_rate: of the alphas' Adam.
     alpha_decays: its two.
     alpha_weight_decay: of the alphas, added to their gradient before Adam.
 
   Returns:
-    A `GradientStrategy` whose `step` is `(state, train_batch, valid_batch) ->
-    (state, Info)`; everything in it is deterministic.
+    A `GradientStrategy` whose `step` is `(state, train_batch, valid_batch, part) ->
+    (state, Info)`, where the weights' rate is multiplied by `part`, 1 when left out;
+    everything in it is deterministic.
 
   Raises:
     InputError: an unknown order, or several inner steps without order 2.
@@ -310,12 +352,6 @@ def darts(
     update, adam = optimizer.update(gradient, adam, alphas)
     return optax.apply_updates(alphas, update), adam
 
-  @jax.jit
-  def clip(gradient):
-    norm = _norm(gradient)
-    scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-6))
-    return jax.tree.map(lambda part: part * scale, gradient), norm
-
   def init(key):
     weights_key, alphas_key = jax.random.split(key)
     weights = jax.tree.map(jnp.asarray, init_weights(weights_key))
@@ -328,38 +364,30 @@ def darts(
       step=jnp.int32(0),
     )
 
-  def step(state: State, train_batch, valid_batch):
-    step_size = rate(state.step)
-    inner = Inner(step_size, state.velocity, momentum, weight_decay)
+  def step(state: State, train_batch, valid_batch, part=1.0):
+    inner = Inner(rate(state.step) * part, state.velocity, momentum, weight_decay)
+    looked_through = inner._replace(clip_norm=clip_norm if inner_clip else None)
     weights, alphas = state.weights, state.alphas
     own_batch = train_batch
+    levels = (train_loss, valid_loss, weights, alphas, train_batch, valid_batch)
     if inner_steps > 1:
       own_batch = jax.tree.map(lambda part: part[0], train_batch)
-      valid, gradient = unrolled_through(
-        train_loss, valid_loss, weights, alphas, train_batch, valid_batch, inner
-      )
+      outer, gradient = unrolled_through(*levels, looked_through)
     elif order == "1":
-      valid, gradient = first_order(valid_loss, weights, alphas, valid_batch)
+      outer, gradient = first_order(valid_loss, weights, alphas, valid_batch)
     else:
-      valid, gradient = unrolled(
-        train_loss,
-        valid_loss,
-        weights,
-        alphas,
-        train_batch,
-        valid_batch,
-        inner,
-        difference=DIFFERENCE if order == "finite_difference" else None,
-      )
+      difference = DIFFERENCE if order == "finite_difference" else None
+      outer, gradient = unrolled(*levels, looked_through, difference)
+    valid, valid_auxiliary = outer
     alphas, adam = move_alphas(alphas, state.adam, gradient)
     train = derivatives(train_loss)
     if order == "1":
       (loss, auxiliary), gradient = train.of_weights(weights, alphas, own_batch)
     else:  # a program that is there already
       (loss, auxiliary), (gradient, _) = train.both(weights, alphas, own_batch)
-    gradient, norm = clip(gradient)
+    gradient, norm = _clip(gradient, clip_norm)
     weights, velocity = inner.move(weights, state.velocity, gradient)
     state = State(weights, alphas, velocity, adam, state.step + 1)
-    return state, Info(loss, valid, norm, auxiliary)
+    return state, Info(loss, valid, norm, auxiliary, valid_auxiliary)
 
   return GradientStrategy(init, step, lambda state: derive(state.alphas))

@@ -54,6 +54,7 @@ def population_trainer(
   num_devices: int | None = None,
   memory_limit_gb: float | None = None,
   compute_dtype: str = "float32",
+  share_programs: bool = False,
   log: Callable[[str], None] = lambda message: None,
 ) -> Callable[..., list[Child]]:
   """Builds the function that trains any population of the space on these rows.
@@ -71,6 +72,9 @@ def population_trainer(
     memory_limit_gb: what a vmapped population may take of each device; None for nine
       tenths of what is free. What does not fit is trained in parts.
     compute_dtype: "float32", or "bfloat16" for activations and gradients.
+    share_programs: keep compiled programs for other trainers in this process whose rows
+      have the same shapes. Where there are several kinds of program the plan then
+      depends on what was run before.
     log: called with a line when a population is split.
 
   Returns:
@@ -99,12 +103,6 @@ def population_trainer(
       f"epochs and batch_size must be positive, got {epochs} and {batch_size}"
     )
   num_rows = data.x_train.shape[0]
-  make_batches = jax.jit(lambda key: epoch_batches(key, num_rows, batch_size, epochs))
-  make_seeds = jax.jit(
-    lambda key, genotypes: jax.vmap(counter.seed)(
-      keys_lib.for_genotypes(key, genotypes)
-    )
-  )
   whole = (space.max_width,) * (space.length - 1)
   programs = Programs(
     task,
@@ -113,6 +111,7 @@ def population_trainer(
     population_mesh(num_devices),
     None if compute_dtype == "float32" else jnp.dtype(compute_dtype),
     whole,
+    share_programs,
   )
   limit = memory_limit_gb * 1e9 if memory_limit_gb else _free_bytes()
   # On a CPU a vmapped product is slow, so children take turns; anywhere else, and over
@@ -161,7 +160,8 @@ def population_trainer(
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
     layers = [space.layers(genotype) for genotype in genotypes]
-    batches = [jnp.asarray(rows) for rows in np.asarray(make_batches(batch_key))]
+    batches_TSB = np.asarray(epoch_batches(batch_key, num_rows, batch_size, epochs))
+    batches = [jnp.asarray(rows) for rows in batches_TSB]
     num_steps = batches[0].shape[0]
     state_bytes = 12 * sum(
       mlp.num_params(chain, data.x_train.shape[1], num_outputs) for chain in layers
@@ -170,8 +170,8 @@ def population_trainer(
       before = ()
     work = Round(
       layers=layers,
-      init_seeds=np.asarray(make_seeds(init_key, genotypes)),
-      dropout_seeds=np.asarray(make_seeds(train_key, genotypes)),
+      init_seeds=np.asarray(_child_seeds(init_key, genotypes)),
+      dropout_seeds=np.asarray(_child_seeds(train_key, genotypes)),
       batches=batches,
       hyper=hyper,
       schedule=hyper.schedule(epochs, num_steps),
@@ -196,6 +196,12 @@ def profile_for(layout: Layout) -> profile_lib.DeviceProfile:
   if layout in ("exact", "padded", "tiled"):
     return profile_lib.ANY
   return profile_lib.load_or_measure()
+
+
+@jax.jit
+def _child_seeds(key: jax.Array, genotypes: jax.Array) -> jax.Array:
+  """`[P]` uint32."""
+  return jax.vmap(counter.seed)(keys_lib.for_genotypes(key, genotypes))
 
 
 def _free_bytes() -> float:

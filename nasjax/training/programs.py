@@ -17,7 +17,13 @@ from nasjax.networks.mlp import Frame
 from nasjax.networks.tiled import Bounds
 from nasjax.training.losses import Task
 from nasjax.training.packing import TILED, Program
-from nasjax.training.step import WHOLE_PASS_ROWS, DeviceData, judge, make_epoch
+from nasjax.training.step import (
+  WHOLE_PASS_ROWS,
+  DeviceData,
+  judge,
+  judge_alone,
+  make_epoch,
+)
 from nasjax.training.tiled_epoch import make_tiled_epoch
 
 _FEWEST_VALID_ROWS = 512
@@ -37,6 +43,11 @@ class Compiled(NamedTuple):
   run: Callable
   bytes: int
   seconds: float
+
+
+# Of trainers that share theirs: the last so many of this process.
+_SHARED: dict[Any, Compiled] = {}
+_MOST_SHARED = 64
 
 
 class Programs:
@@ -59,14 +70,15 @@ class Programs:
     mesh: Mesh | None = None,
     compute_dtype: Any = None,
     whole_frame: Frame = (1,),
+    share: bool = False,
   ) -> None:
     self.sizes = (data.x_train.shape[1], num_outputs)
     features, outputs = self.sizes
     self.bounds = Bounds(features, max(whole_frame), len(whole_frame), outputs)
-    self.judge = jax.jit(functools.partial(judge, task))
+    self.judge = functools.partial(judge_alone, task)
     self.mesh = mesh
     self.data = data
-    self._task, self._dtype = task, compute_dtype
+    self._task, self._dtype, self._share = task, compute_dtype, share
     self._lock = threading.Lock()
     self.one_population = threading.Lock()
     self._compiled: dict[Any, concurrent.futures.Future[Compiled]] = {}
@@ -153,13 +165,22 @@ class Programs:
     return jax.jit(epoch, **options_of_jit).trace(*arguments).lower(**options)
 
   def _compile(self, program: Program, width: int, arguments: tuple) -> Compiled:
+    shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(arguments))
+    what = (program, width, shapes, self._task, self.bounds, self.mesh, self._dtype)
+    if self._share and what in _SHARED:
+      return _SHARED[what]
     start = time.perf_counter()
     compiled = self.lower(program, width, *arguments).compile()
     memory = compiled.memory_analysis()
     names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     used = sum(getattr(memory, name, 0) for name in names)
     used -= getattr(memory, "alias_size_in_bytes", 0)
-    return Compiled(compiled, used, time.perf_counter() - start)
+    made = Compiled(compiled, used, time.perf_counter() - start)
+    if self._share:
+      _SHARED[what] = made
+      for oldest in list(_SHARED)[:-_MOST_SHARED]:
+        _SHARED.pop(oldest, None)
+    return made
 
   def _epoch(self, program: Program, width: int) -> Callable:
     """`epoch(state, slots, seeds, rows, schedule, data)`; see `step.make_epoch`.

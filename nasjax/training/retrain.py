@@ -11,7 +11,6 @@ the seed decides when to stop. Labels are smoothed: a network that has its train
 right would go on growing its outputs for all those epochs.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -24,8 +23,9 @@ from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training.children import Child
 from nasjax.training.losses import get_task
+from nasjax.training.packing import Layout
 from nasjax.training.population import device_data, population_trainer
-from nasjax.training.step import Hyper, judge, predict
+from nasjax.training.step import Hyper, judge_alone, predict
 
 
 class Retrained(NamedTuple):
@@ -33,7 +33,8 @@ class Retrained(NamedTuple):
 
   Attributes:
     weights: exact weights, None when training failed.
-    test_score: the task's metric on the test split; NaN when training failed.
+    test_score: the task's metric on the test split; NaN when training failed or there
+      are no test rows.
     test_loss: mean loss there.
     epochs_run: how many epochs the kept network learned.
     seconds: run time, compilation apart.
@@ -56,6 +57,11 @@ def pooled(dataset: Dataset) -> Split:
   )
 
 
+def can_stratify(task: str, y: np.ndarray) -> bool:
+  """Whether targets are classes with two rows each, one for either side of a split."""
+  return task != "regression" and bool(np.unique(y, return_counts=True)[1].min() > 1)
+
+
 def retrain(
   key: jax.Array,
   space: MLPChain,
@@ -70,6 +76,8 @@ def retrain(
   refit: bool = True,
   monitor: str = "metric",
   label_smoothing: float = 0.1,
+  layout: Layout = "exact",
+  share_programs: bool = False,
   seed: int = 0,
 ) -> Retrained:
   """Trains one architecture from fresh weights and tests it once.
@@ -77,7 +85,7 @@ def retrain(
   Args:
     key: typed key.
     space: the space of the genotype.
-    dataset: all three splits.
+    dataset: all three splits; the test split may be empty.
     genotype: `[D]` int32.
     epochs: at most.
     batch_size: rows of a step.
@@ -90,7 +98,9 @@ def retrain(
     refit: learn from all pooled rows for all epochs at a falling rate, instead of
       stopping early.
     label_smoothing: see `losses.Task.train_loss`; 0 is the survey's.
-    seed: draws that slice (stratified, for classes).
+    layout: of the one child, see `training.packing`.
+    share_programs: see `training.population`.
+    seed: draws that slice (stratified, where every class has two rows).
 
   Returns:
     A `Retrained`.
@@ -103,7 +113,7 @@ def retrain(
     np.arange(len(pool.y)),
     test_size=int(stop),
     random_state=seed,
-    stratify=None if dataset.task == "regression" else pool.y,
+    stratify=pool.y if can_stratify(dataset.task, pool.y) else None,
   )
 
   def fit(rows: np.ndarray, hyper: Hyper) -> Child:
@@ -114,7 +124,8 @@ def retrain(
       dataset.num_outputs,
       epochs=epochs,
       batch_size=batch_size,
-      layout="exact",
+      layout=layout,
+      share_programs=share_programs,
     )
     return train(key, np.asarray(genotype)[None], hyper)[0]
 
@@ -131,11 +142,9 @@ def retrain(
     )
     seconds += child.seconds
   score = loss = float("nan")
-  if child.weights is not None:
+  if child.weights is not None and len(dataset.test.y):
     outputs = test_outputs(child.weights, child.layers, dataset.test.x)
-    tested = jax.jit(functools.partial(judge, task))(
-      np.zeros(1, np.float32), outputs, dataset.test.y
-    )
+    tested = judge_alone(task, np.zeros(1, np.float32), outputs, dataset.test.y)
     score, loss = float(tested.metric), float(tested.valid_loss)
   return Retrained(
     weights=child.weights,

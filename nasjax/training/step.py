@@ -118,6 +118,7 @@ def start(weights: Any) -> TrainState:
   return TrainState(weights, nothing, nothing)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def epoch_batches(key: jax.Array, rows: int, batch_size: int, epochs: int) -> jax.Array:
   """Which rows each step reads: a fresh permutation an epoch, the remainder left out.
 
@@ -253,6 +254,10 @@ def judge(
     valid_loss=task.loss(outputs, y).mean(),
     metric=task.metric(outputs, y),
   )
+
+
+judge_alone = jax.jit(judge, static_argnums=0)
+"""`judge` as a program: one for all trainers of a task with as many rows."""
 
 
 class EarlyStopping:

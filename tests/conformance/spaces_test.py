@@ -13,6 +13,7 @@ from nasjax.spaces.categorical import Categorical
 from nasjax.spaces.conv_cell import ConvCell
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.spaces.nasbench201 import NASBench201
+from nasjax.spaces.recurrent_cell import RecurrentCell
 
 S = 32  # genotypes of a compiled call
 MEMBERS = {
@@ -24,6 +25,8 @@ MEMBERS = {
   "nasbench201": NASBench201(),
   "conv_cell": ConvCell(),
   "conv_cell_of_one": ConvCell(1),
+  "recurrent_cell": RecurrentCell(),
+  "recurrent_cell_of_four": RecurrentCell(4),
 }
 ENUMERABLE = [name for name, space in MEMBERS.items() if space.size < 1000]
 

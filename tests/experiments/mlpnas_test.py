@@ -98,6 +98,8 @@ def check(workdir, experiment, task="multiclass", control=True):
   exported = export.load_best(workdir / "best")
   assert exported.description["arch"] == best["arch"]
   assert exported.description["task"] == task
+  names = {path.name for path in (workdir / "best").iterdir()}
+  assert names == {*export.FILES, *export.PORTABLE_FILES}
   sizes = sum(array.size for array in exported.weights.values())
   assert sizes == best["num_params"] == summary["num_params"]
   report = (workdir / "report.html").read_text()

@@ -54,7 +54,7 @@ def by_hand(weights, alphas, velocity, step_size, train_batch, valid_batch):
 @pytest.mark.parametrize("step_size", [0.0, 0.1, 0.7])
 def test_the_quadratic_problem(step_size, difference):
   weights, alphas, velocity = quadratic_point()
-  loss, found = darts.unrolled(
+  (loss, _), found = darts.unrolled(
     quadratic_train,
     quadratic_valid,
     weights,
@@ -124,7 +124,7 @@ def test_order_two_is_order_one_without_a_step():
 
 def test_through_one_step_both_ways_agree():
   weights, alphas, velocity, (train, valid, _) = network_point()
-  loss, found = darts.unrolled_through(
+  (loss, _), found = darts.unrolled_through(
     network,
     network,
     weights,
@@ -135,6 +135,55 @@ def test_through_one_step_both_ways_agree():
   )
   np.testing.assert_allclose(found, network_gradient(0.3), rtol=1e-9)
   assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("clip_norm", [0.1, 100.0])
+def test_through_a_clipped_step_both_ways_agree(clip_norm):
+  """Reverse mode over the clipping, and its derivative written out."""
+  weights, alphas, velocity, (train, valid, _) = network_point()
+  clipped = inner(0.3, velocity)._replace(clip_norm=clip_norm)
+  ours = darts.unrolled(network, network, weights, alphas, train, valid, clipped)
+  through = darts.unrolled_through(
+    network,
+    network,
+    weights,
+    alphas,
+    jax.tree.map(lambda part: part[None], train),
+    valid,
+    clipped,
+  )
+  np.testing.assert_allclose(ours[0][0], through[0][0], rtol=1e-12)
+  np.testing.assert_allclose(ours[1], through[1], rtol=1e-9)
+  is_clipped = np.abs(ours[1] - network_gradient(0.3)).max() > 1e-6
+  assert is_clipped == (clip_norm < 1)
+
+
+def test_the_authors_take_the_factor_of_a_clipped_step_for_a_constant():
+  weights, alphas, velocity, (train, valid, _) = network_point()
+  clipped = inner(0.3, velocity)._replace(clip_norm=0.1)
+  found = darts.unrolled(
+    network, network, weights, alphas, train, valid, clipped, difference=1e-4
+  )[1]
+  gradient = jax.grad(lambda w: network(w, alphas, train)[0])(weights)
+  factor = 0.1 / np.sqrt(sum((part**2).sum() for part in gradient))
+  assert factor < 1
+  moved, _ = clipped.move(weights, velocity, gradient)
+  both = darts.derivatives(network).both(moved, alphas, valid)
+  _, (direction, explicit) = both
+  implicit = darts.derivatives(network).mixed(weights, alphas, train, direction)
+  np.testing.assert_allclose(found, explicit - 0.3 * factor * implicit, atol=1e-7)
+  exact = darts.unrolled(network, network, weights, alphas, train, valid, clipped)[1]
+  assert np.abs(exact - found).max() > 1e-4
+
+
+def test_half_a_step_moves_the_weights_half_as_far():
+  strategy = make("1")
+  state = strategy.init(jax.random.key(0))
+  whole, half = (strategy.step(state, 1.0, 2.0, part)[0] for part in (1.0, 0.5))
+  np.testing.assert_allclose(
+    half.weights - state.weights, 0.5 * (whole.weights - state.weights), rtol=1e-9
+  )
+  np.testing.assert_array_equal(half.alphas, whole.alphas)
 
 
 def test_through_two_steps_against_differences_of_the_loss():
@@ -149,7 +198,7 @@ def test_through_two_steps_against_differences_of_the_loss():
 
   found = gradient(alphas)[1]
   for place in np.ndindex(*alphas.shape):
-    ahead, behind = (gradient(alphas.at[place].add(d))[0] for d in (1e-5, -1e-5))
+    ahead, behind = (gradient(alphas.at[place].add(d))[0][0] for d in (1e-5, -1e-5))
     assert abs((ahead - behind) / 2e-5 - found[place]) < 1e-7
 
 
@@ -236,7 +285,7 @@ def test_two_steps_against_numpy():
     weights = weights - rate * velocity
     np.testing.assert_allclose(state.weights, weights, rtol=1e-6)
     np.testing.assert_allclose(state.alphas, alphas, rtol=1e-6)
-    assert info.auxiliary == train
+    assert info.auxiliary == train and info.valid_auxiliary is None
   np.testing.assert_array_equal(strategy.derive(state), np.argsort(alphas))
 
 
