@@ -220,8 +220,8 @@ def unseen(fitted: list[dict[str, Any]], columns: Columns) -> list[str]:
       strange = [(row, word) for row, word in told if word not in known]
       if strange:
         lines.append(
-          f"column {spec['name']!r} has {len(strange)} values that training has not "
-          "seen, the first in row {}: {!r}".format(*strange[0])
+          f"column {spec['name']!r}: training has not seen {len(strange)} of the "
+          "values, the first in row {}: {!r}".format(*strange[0])
         )
   return lines
 

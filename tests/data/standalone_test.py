@@ -188,7 +188,7 @@ def test_unseen_categories_are_zeros_with_a_warning_or_refused(command, tmp_path
   (tmp_path / "new.csv").write_text(GOOD.replace("4567", "9999"))
   status, out, err = command("new.csv")
   assert status == 0 and len(out.splitlines()) == 4
-  assert "'zip' has 1 values" in err and "row 2: '9999'" in err
+  assert "'zip': training has not seen 1 of" in err and "row 2: '9999'" in err
   status, out, err = command("new.csv", "--unseen=refuse")
   assert status == 2 and out == "" and "row 2: '9999'" in err
 

@@ -80,7 +80,7 @@ def test_an_output_that_is_there_is_replaced_only_on_request(predict, tmp_path):
 def test_unseen_categories(predict, tmp_path):
   write_csv(tmp_path / "new.csv", raw_rows(40, seed=2, unseen=True))
   status, out, err = predict()
-  assert status == 0 and "warning: column 'color' has" in err
+  assert status == 0 and "warning: column 'color': training has" in err
   (tmp_path / "predictions.csv").unlink()
   status, out, err = predict("--config.unseen=refuse")
   assert status == 2 and err.count("\n") == 1 and "'never seen'" in err

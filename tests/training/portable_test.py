@@ -60,7 +60,9 @@ def test_a_thousand_rows_are_predicted_alike_everywhere(tmp_path, task):
 
   done = alone(tmp_path, "new.csv", "predictions.csv")
   assert done.returncode == 0, done.stderr
-  assert "'color' has" in done.stderr and "'never seen'" in done.stderr
+  assert (
+    "'color': training has not seen" in done.stderr and "'never seen'" in done.stderr
+  )
   header, written = table_of(tmp_path / "predictions.csv")
   names = data.class_names
   assert header == ["prediction", *(f"probability_{name}" for name in names)]
