@@ -12,8 +12,8 @@ with q_j = sum_k p_jk,
     s_i = sum_j q_j (1 - c_j) s_j + c_j sum_k p_jk f_k(u_j).
 
 (On one CPU core the gradient of a window takes as long with the products of a node's
-edges stacked as with those of a state's, s_j with all W_i side by side, and the latter
-takes half as long again to compile.)
+edges stacked, as here, as with those of a state's, s_j with all W_i side by side, which
+take a third longer to compile.)
 
 Differences from the authors' program: a batch is normalised with its own mean and
 variance also where the supernet is only tested, because one set of running values would

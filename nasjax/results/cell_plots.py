@@ -318,6 +318,9 @@ def perplexities(curves: Mapping[str, Sequence[float]], began: int | None) -> Fi
       rotation=90,
     )
   axes.set_yscale("log")
+  axes.yaxis.set_major_formatter("{x:g}")
+  axes.yaxis.set_minor_formatter("{x:g}")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("epoch")
   axes.set_title("Validation perplexity in retraining", loc="left")
   axes.grid(alpha=0.25, linewidth=0.6, which="both")
