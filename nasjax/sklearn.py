@@ -115,7 +115,7 @@ class _MLPSearch(BaseEstimator):
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the model as a run's `best/`: see README, "Take the network home"."""
-    check_is_fitted(self)
+    check_is_fitted(self, "best_arch_")
     portable.save(
       folder,
       space=self._space(),
@@ -264,7 +264,7 @@ class _MLPSearch(BaseEstimator):
 
   def _answers(self, X) -> np.ndarray:
     """Probabilities `[N, K]`, or values `[N]`."""
-    check_is_fitted(self)
+    check_is_fitted(self, "best_arch_")
     x = validate_data(self, X, reset=False, **_VALIDATION)
     weights = {
       f"layer_{i}/{part}": value
