@@ -9,7 +9,6 @@ trained alike, are the control.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common_darts_report
-from experiments.common_darts import DARTSConfig, check, naming
+from experiments.common_darts import DARTSConfig, check, naming, result_of
 from nasjax import runtime
 from nasjax.core import counter, keys
 from nasjax.core.types import InputError
@@ -180,7 +179,7 @@ class _Job:
         label = f"random cell {number + 1} of {self.config.random_cells}"
         name = f"random_{number + 1}"
         train = functools.partial(self._train, retrain_key, cell, label, name)
-        found = run.once(name, functools.partial(_first, train))
+        found = run.once(name, functools.partial(result_of, train))
         row = {"arch": space.describe(cell), "score": None, **found}
         records.write(row)
         summary["random_cells"].append(row)
@@ -416,11 +415,6 @@ class _Job:
       for i, r in enumerate(summary["random_cells"])
     ]
     self.run.table("Result", ["", "test accuracy", "parameters"], rows)
-
-
-def _first(train: Callable[[], tuple[dict[str, Any], Any]]) -> dict[str, Any]:
-  """What a training gave, without its network."""
-  return train()[0]
 
 
 def num_skips(genotype: np.ndarray, space: ConvCell) -> int:

@@ -11,7 +11,7 @@ The paper: --config.preset=ptb --config.data.path=ptb.train.txt
 
 import dataclasses
 
-from experiments import common_darts_text
+from experiments import common_darts_text, common_darts_text_run
 from experiments.common import replace
 from experiments.common_darts_text import DropoutConfig
 from nasjax.core.config import field
@@ -87,4 +87,4 @@ def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   common_darts_text.check(config)
   data = text.from_files(**dataclasses.asdict(config.data))
-  common_darts_text.run_darts(config, run, data)
+  common_darts_text_run.run_darts(config, run, data)

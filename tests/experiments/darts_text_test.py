@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import run as cli
-from experiments import common_darts_text, common_darts_text_report, darts_text
+from experiments import common_darts_text_report, common_darts_text_run, darts_text
 from nasjax.core import config as config_lib
 from nasjax.results import export
 from nasjax.spaces.recurrent_cell import RecurrentCell
@@ -169,7 +169,7 @@ def test_the_papers_settings():
 def test_copies_are_counted():
   space = RecurrentCell()
   for name in ("DARTS_V1", "DARTS_V2"):
-    assert common_darts_text.num_identities(space.parse(name), space) == 1
+    assert common_darts_text_run.num_identities(space.parse(name), space) == 1
 
 
 def test_what_the_headline_says():
