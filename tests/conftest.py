@@ -11,12 +11,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from nasjax import runtime  # noqa: E402
+
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# What a test caches is neither this user's nor from an earlier session.
-_CACHE = tempfile.TemporaryDirectory(prefix="nasjax-tests-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# What a test caches is neither this user's nor from an earlier session. The workers of
+# one session share it: what one has compiled another need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix="nasjax-tests-")
+  os.environ["XDG_CACHE_HOME"] = _CACHE.name
+runtime.use_compilation_cache(None)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

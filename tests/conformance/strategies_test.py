@@ -17,6 +17,7 @@ from nasjax.strategies.local_search import local_search
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 SPACE = MLPChain(widths=(8, 16), max_layers=4)
 P = 5
 MEMBERS = {

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from experiments import common_darts, common_darts_run, common_supernet_ways
 from nasjax.core.types import InputError
 from nasjax.results import export
 from nasjax.spaces.conv_cell import ConvCell
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def genotype(op="skip_connect", source=1, more=""):
@@ -27,6 +30,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
+  jax.config.update("jax_disable_most_optimizations", True)  # as `quick_compile`
   out = tmp_path_factory.mktemp("darts") / "out"
   status = run("--experiment=darts_digits", "--smoke", f"--workdir={out}")
   assert status == 0
@@ -156,7 +160,6 @@ def test_images_too_small_for_the_reductions_name_the_file(tmp_path, capsys):
   assert not out.exists()
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_alphas_that_are_not_finite_end_the_search_and_nothing_is_lost(
   tmp_path, capsys
 ):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import run as command_line
-from experiments import common_run
+from experiments import common_run, common_search
 from nasjax.data import wine
 from nasjax.results import export
 from nasjax.spaces.mlp_chain import MLPChain
@@ -320,14 +320,14 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
 
 
 def test_an_interrupted_round_keeps_its_children(tmp_path, monkeypatch):
-  real = common_run._Watch.on_child
+  real = common_search.Watch.on_child
 
   def third_child_then_ctrl_c(self, index, child, score):
     real(self, index, child, score)
     if self._done == 3:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(common_run._Watch, "on_child", third_child_then_ctrl_c)
+  monkeypatch.setattr(common_search.Watch, "on_child", third_child_then_ctrl_c)
   workdir = tmp_path / "run"
   assert run("mlpnas_digits", workdir, *SEARCH_ONLY) == 130
   lines = (workdir / "records.jsonl").read_text().splitlines()

@@ -15,6 +15,7 @@ from nasjax.strategies import darts
 from nasjax.training import cells
 from nasjax.training.losses import get_task
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng(0)
 
 
@@ -60,7 +61,6 @@ def small():
   return plan, weights, alphas, x
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("way", ["cell_edges", "stacked_edges"])
 @pytest.mark.parametrize("reduction", [True, False])
 def test_edges_together_are_edges_one_at_a_time(reduction, way):
@@ -110,7 +110,6 @@ def tiny():
   return plan, weights, alphas, cells.Batch(images(5, 6)[:, :, :5], jnp.arange(5) % 3)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_the_forms_of_a_supernet_agree():
   """Logits, statistics in their order, and logits with given statistics."""
   plan, weights, alphas, batch = tiny()
@@ -131,7 +130,6 @@ def test_the_forms_of_a_supernet_agree():
     np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_bfloat16_is_for_activations_alone():
   plan, weights, alphas, batch = tiny()
   form = supernet_cnn.Form(stacked=True, dtype="bfloat16")
@@ -251,7 +249,6 @@ def test_a_derived_network_with_and_without_remat():
     np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_a_derived_network_in_bfloat16():
   x = images()
   weights, exact = derived()
