@@ -19,6 +19,8 @@ from nasjax.estimators.tabular import rows_of, space_of, tabular
 from nasjax.spaces.categorical import Categorical
 from nasjax.strategies.random_search import random_search
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SIZE, LEVELS = 40, 4
 FIDELITIES = (1, 3, 9, 27)
 rng = np.random.default_rng(0)

@@ -8,6 +8,8 @@ from nasjax.core.types import InputError
 from nasjax.predictors import curves
 from nasjax.runtime import CompileCounter
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAN = np.nan
 P, K, T = 400, 12, 24
 # Three children a family: asymptote, rise, shape parameters.

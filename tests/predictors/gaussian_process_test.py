@@ -8,6 +8,8 @@ from scipy import stats
 
 from nasjax.predictors import gaussian_process as gp_lib
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 E, CAPACITY, SCALE = 4, 20, 2.0
 PAIRS = [(length, noise) for length in gp_lib.LENGTHS for noise in gp_lib.NOISES]
 append = jax.jit(gp_lib.append)

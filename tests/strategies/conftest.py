@@ -66,3 +66,8 @@ def beats_random_search():
     assert stats.mannwhitneyu(found, control, alternative="greater").pvalue < 1e-4
 
   return check
+
+
+@pytest.fixture(autouse=True)
+def _quick(quick_compile):
+  """Searches of a hundred children: compiling them takes longer than they do."""
