@@ -21,6 +21,9 @@ from nasjax.spaces.conv_cell import ConvCell
 from nasjax.strategies import darts
 from nasjax.training.population import DTYPES
 
+NO_SCALARS = ("epoch", "arch", "alphas")
+"""What a record of an epoch has beside what is plotted over epochs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SupernetConfig:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common_darts_report
-from experiments.common_darts import DARTSConfig, check, naming, result_of
+from experiments.common_darts import NO_SCALARS, DARTSConfig, check, naming, result_of
 from nasjax import runtime
 from nasjax.core import counter, keys
 from nasjax.core.types import InputError
@@ -281,7 +281,7 @@ class _Job:
         out.write(row)
         run.metrics.write(
           epoch + 1,
-          {k: float(v) for k, v in row.items() if k not in ("epoch", "arch", "alphas")},
+          {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
         )
         summary |= {
           "epochs_searched": epoch + 1,

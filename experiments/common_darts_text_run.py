@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common_darts_text_report
-from experiments.common_darts import result_of
+from experiments.common_darts import NO_SCALARS, result_of
 from experiments.common_darts_text import DARTSTextConfig, check
 from nasjax import runtime
 from nasjax.core import counter, keys
@@ -256,7 +256,7 @@ class _Job:
         out.write(row)
         run.metrics.write(
           epoch + 1,
-          {k: float(v) for k, v in row.items() if k not in ("epoch", "arch", "alphas")},
+          {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
         )
         summary |= {
           "epochs_searched": epoch + 1,
