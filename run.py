@@ -18,19 +18,17 @@ import importlib
 import os
 import pathlib
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from nasjax.core import config as config_lib
+from nasjax.core import interrupts
 from nasjax.core.types import InputError
 
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
-_INTERRUPTED = 130
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _WIDEST_LEFT = 60  # characters of help's first column
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
@@ -216,14 +214,11 @@ def _execute(arguments: Sequence[str]) -> int:
     return 0
   if flag_values.compilation_cache != "off":
     runtime.use_compilation_cache(flag_values.compilation_cache)
-  if threading.current_thread() is threading.main_thread():
-    # A machine that is taken away says so: what Ctrl-C does is done.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     module.run(config, run)
   finally:
     run.close()
-  return _INTERRUPTED if run.interrupted else 0
+  return interrupts.STATUS if run.interrupted else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   except KeyboardInterrupt:
     print("interrupted; what was recorded is kept", file=sys.stderr)
-    return _INTERRUPTED
+    return interrupts.STATUS
   except OSError as error:
     if error.errno not in _CANNOT_WRITE:
       raise
@@ -249,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  interrupts.listen()
   status = main()
   sys.stdout.flush()
-  if status == _INTERRUPTED:
+  if status:
     # A child may still be training on a worker thread that cannot be stopped.
     os._exit(status)
-  sys.exit(status)

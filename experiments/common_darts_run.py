@@ -18,7 +18,7 @@ import numpy as np
 from experiments import common_darts_report
 from experiments.common_darts import NO_SCALARS, DARTSConfig, check, naming, result_of
 from nasjax import runtime
-from nasjax.core import counter, keys
+from nasjax.core import counter, interrupts, keys
 from nasjax.core.types import InputError
 from nasjax.data.images import Images, describe
 from nasjax.networks import cell_cnn, supernet_cnn
@@ -278,17 +278,18 @@ class _Job:
           "arch": space.describe(genotype),
           "alphas": dict(state.alphas),
         }
-        out.write(row)
-        run.metrics.write(
-          epoch + 1,
-          {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
-        )
-        summary |= {
-          "epochs_searched": epoch + 1,
-          "supernet_valid": float(tested.metric),
-        }
-        good = self._good(epoch + 1, genotype, state, running) or good
-        checkpoints.save(epoch + 1, (state, running, time.perf_counter() - start))
+        with interrupts.held():
+          out.write(row)
+          run.metrics.write(
+            epoch + 1,
+            {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
+          )
+          summary |= {
+            "epochs_searched": epoch + 1,
+            "supernet_valid": float(tested.metric),
+          }
+          good = self._good(epoch + 1, genotype, state, running) or good
+          checkpoints.save(epoch + 1, (state, running, time.perf_counter() - start))
         if 0 < config.stop_at_skips <= row["skips"]:
           run.log(
             f"stopped after epoch {epoch + 1}: the normal cell has {row['skips']} skips"

@@ -20,7 +20,7 @@ from experiments import common_darts_text_report
 from experiments.common_darts import NO_SCALARS, result_of
 from experiments.common_darts_text import DARTSTextConfig, check
 from nasjax import runtime
-from nasjax.core import counter, keys
+from nasjax.core import counter, interrupts, keys
 from nasjax.core.types import InputError
 from nasjax.data import text as text_lib
 from nasjax.data.text import Text
@@ -253,17 +253,18 @@ class _Job:
           "arch": space.describe(genotype),
           "alphas": state.alphas,
         }
-        out.write(row)
-        run.metrics.write(
-          epoch + 1,
-          {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
-        )
-        summary |= {
-          "epochs_searched": epoch + 1,
-          "supernet_perplexity": float(np.exp(valid)),
-        }
-        spent = time.perf_counter() - begun
-        checkpoints.save(epoch + 1, (state, valid_hidden, walk.position, spent))
+        with interrupts.held():
+          out.write(row)
+          run.metrics.write(
+            epoch + 1,
+            {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
+          )
+          summary |= {
+            "epochs_searched": epoch + 1,
+            "supernet_perplexity": float(np.exp(valid)),
+          }
+          spent = time.perf_counter() - begun
+          checkpoints.save(epoch + 1, (state, valid_hidden, walk.position, spent))
         if 0 < config.stop_at_identities <= row["identities"]:
           run.log(
             f"stopped after epoch {epoch + 1}: {row['identities']} nodes only copy"

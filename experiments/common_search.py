@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import common
 from nasjax import runtime, search
+from nasjax.core import interrupts
 from nasjax.core.types import Evaluation, Round
 from nasjax.data.base import Dataset
 from nasjax.estimators.base import Estimator
@@ -157,10 +158,11 @@ def recorded_search(
     failing = _failing(rounds)
     try:
       for each in searching:
-        record(each)
-        rounds.append(each)
-        watch.unfinished.clear()
-        run.metrics.write(summary["num_evaluations"], _metrics(each, label, watch))
+        with interrupts.held():
+          record(each)
+          rounds.append(each)
+          watch.unfinished.clear()
+          run.metrics.write(summary["num_evaluations"], _metrics(each, label, watch))
         failing = _failing(rounds)
         if 0 < config.max_failures <= failing:
           run.warn(f"{label}: the last {failing} children failed; it stops here")

@@ -21,7 +21,7 @@ import rich.table
 import rich.text
 
 import nasjax
-from nasjax.core import cache
+from nasjax.core import cache, interrupts
 from nasjax.core.types import InputError
 from nasjax.results import records as records_lib
 from nasjax.results.checkpoints import Checkpoints
@@ -113,6 +113,7 @@ class _Progress:
 
   def update(self, done: int, **fields: Any) -> None:
     """Shows that `done` of the total are done, beside any fields."""
+    interrupts.check()
     details = [f"{name} {value}" for name, value in fields.items()]
     if self._bar is not None:
       self._bar.update(self._task, completed=done, detail=", ".join(details))
@@ -207,6 +208,7 @@ class Run:
 
   def log(self, message: str) -> None:
     """One line for the user, above the progress bar, and into `log.txt`."""
+    interrupts.check()
     message = " ".join(message.splitlines())
     now = datetime.datetime.now().strftime("%H:%M:%S")
     if self._console.is_terminal:

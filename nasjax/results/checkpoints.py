@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from nasjax.core import trees
+from nasjax.core import interrupts, trees
 from nasjax.core.types import InputError
 
 _KEPT = 3
@@ -121,7 +121,8 @@ class Checkpoints:
   @contextlib.contextmanager
   def _said(self) -> Iterator[None]:
     try:
-      yield
+      with interrupts.held():  # half a save leaves threads that wait for the other half
+        yield
     except InputError:
       raise
     except Exception as error:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from nasjax.core import counter
+from nasjax.core import counter, interrupts
 from nasjax.core import keys as keys_lib
 from nasjax.core.types import InputError
 from nasjax.networks import mlp, tiled
@@ -255,11 +255,17 @@ def _run(
   workers = concurrent.futures.ThreadPoolExecutor(profile_lib.cores())
   try:
     running = [workers.submit(train, job) for job in jobs]
-    for future in concurrent.futures.as_completed(running):
-      for i, child in future.result():
-        children[i] = child
-        if on_child:
-          on_child(i, child)
+    left = set(running)
+    while left:
+      done, left = concurrent.futures.wait(
+        left, 1.0, concurrent.futures.FIRST_COMPLETED
+      )
+      for future in done:
+        for i, child in future.result():
+          children[i] = child
+          if on_child:
+            on_child(i, child)
+      interrupts.check()
   finally:
     work.cancelled.set()
     workers.shutdown(wait=False, cancel_futures=True)

@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
       assert process.poll() is None and time.monotonic() < deadline
       time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
   finally:
     process.kill()
   assert process.returncode == 130 and "Traceback" not in error
