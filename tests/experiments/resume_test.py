@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import pathlib
 import random
+import sys
 import time
 
 import numpy as np
 import pytest
 
 import run
+from nasjax.core import interrupts
 
 KILLS = 20
 ARGUMENTS = [
@@ -31,9 +33,14 @@ context.set_forkserver_preload(
 )
 
 
+def as_a_command(arguments: list[str]) -> None:
+  interrupts.listen()
+  sys.exit(run.main(arguments))
+
+
 def started(workdir: pathlib.Path, cache: pathlib.Path):
   arguments = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={cache}"]
-  process = context.Process(target=run.main, args=(arguments,))
+  process = context.Process(target=as_a_command, args=(arguments,))
   process.start()
   return process
 
@@ -110,7 +117,7 @@ def test_sigterm_ends_in_order_and_the_run_goes_on(uninterrupted, tmp_path):
   begin = time.monotonic()
   process.terminate()
   process.join()
-  assert process.exitcode == 0 and time.monotonic() - begin < 60
+  assert process.exitcode == interrupts.STATUS and time.monotonic() - begin < 60
   summary = json.loads((workdir / "summary.json").read_text())
   assert summary["status"] == "interrupted"
   again = started(workdir, uninterrupted / "cache")
