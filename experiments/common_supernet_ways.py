@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common_darts import SupernetConfig
+from experiments.common_ways import torch_device
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, ConvCell, edges
 from nasjax.strategies import darts
@@ -95,10 +96,11 @@ def _torch(backward: bool) -> Callable[[Work], Callable[[int], None]]:
   def prepare(work: Work) -> Callable[[int], None]:
     import torch
 
-    network = _torch_supernet(work)
+    device = torch_device()
+    network = _torch_supernet(work).to(device)
     x, y = work.batch()
-    x_NCHW = torch.tensor(x.transpose(0, 3, 1, 2).copy())
-    targets = torch.tensor(y.astype(np.int64))
+    x_NCHW = torch.tensor(x.transpose(0, 3, 1, 2).copy(), device=device)
+    targets = torch.tensor(y.astype(np.int64), device=device)
 
     def run(_: int) -> None:
       with torch.set_grad_enabled(backward):
@@ -106,6 +108,8 @@ def _torch(backward: bool) -> Callable[[Work], Callable[[int], None]]:
       if backward:
         network.zero_grad()
         loss.backward()
+      if device == "cuda":
+        torch.cuda.synchronize()
 
     return run
 

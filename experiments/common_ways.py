@@ -9,6 +9,7 @@ after the other, so that the others rest while one is timed.
 
 import dataclasses
 import multiprocessing
+import os
 import resource
 import time
 import traceback
@@ -196,9 +197,10 @@ def torch_loop(work: Workload) -> Callable[[int], None]:
   """A plain PyTorch training loop, children in turn."""
   import torch
 
+  device = torch_device()
   (x, y), _ = work.data()
-  x, y = torch.from_numpy(x), torch.from_numpy(y).long()
-  batches = torch.from_numpy(work.batches()).long()
+  x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).long().to(device)
+  batches = torch.tensor(work.batches()).long().to(device)
   activations = {
     "sigmoid": torch.nn.Sigmoid,
     "tanh": torch.nn.Tanh,
@@ -221,7 +223,7 @@ def torch_loop(work: Workload) -> Callable[[int], None]:
 
   def run(number: int) -> None:
     for genotype in work.rounds[number]:
-      model = build(work.space.layers(genotype))
+      model = build(work.space.layers(genotype)).to(device)
       adam = torch.optim.Adam(model.parameters(), _LEARNING_RATE, eps=_EPSILON)
       loss = torch.nn.CrossEntropyLoss()
       for epoch in batches:
@@ -229,8 +231,27 @@ def torch_loop(work: Workload) -> Callable[[int], None]:
           adam.zero_grad()
           loss(model(x[rows]), y[rows]).backward()
           adam.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
 
   return run
+
+
+def torch_device() -> str:
+  """The device that ours runs on, with products of the precision that ours has there.
+
+  Raises:
+    RuntimeError: there is a GPU, and this PyTorch is not made for it.
+  """
+  import torch
+
+  if jax.default_backend() != "gpu":
+    return "cpu"
+  if not torch.cuda.is_available():
+    raise RuntimeError("this PyTorch does not reach the GPU")
+  torch.set_float32_matmul_precision("high")  # TF32, as JAX's default
+  torch.backends.cudnn.allow_tf32 = True
+  return "cuda"
 
 
 def keras_loop(work: Workload) -> Callable[[int], None]:
@@ -285,8 +306,31 @@ def find(way: str) -> Callable[[Any], Callable[[int], None]]:
   return WAYS[way]
 
 
+def share_device() -> None:
+  """Lets several processes have memory of one accelerator, each as much as it uses.
+
+  To be called before the first use of the device.
+  """
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def peak_bytes(way: str) -> int:
+  """The most memory that this process has had: of the accelerator where there is one,
+  else resident."""
+  stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+  if stats and way.startswith("torch"):
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+  if stats and "peak_bytes_in_use" in stats:
+    return stats["peak_bytes_in_use"]
+  # Linux counts in KiB.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _serve(connection, way: str, work: Any, ways: Callable) -> None:
   """The worker's loop: one timed round for every number that comes."""
+  share_device()
   try:
     train = ways(way)(work)
     connection.send(None)
@@ -295,9 +339,7 @@ def _serve(connection, way: str, work: Any, ways: Callable) -> None:
         start = time.perf_counter()
         train(number)
         seconds = time.perf_counter() - start
-      # Linux counts in KiB.
-      peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-      connection.send((seconds, compiles.count, peak))
+      connection.send((seconds, compiles.count, peak_bytes(way)))
   except KeyboardInterrupt:
     pass  # the parent was interrupted too, and says so
   except Exception:
@@ -309,7 +351,7 @@ class Worker:
 
   Attributes:
     way: its name.
-    peak_bytes: resident memory at its most so far.
+    peak_bytes: memory at its most so far, see `peak_bytes`.
     num_compiles: XLA programs compiled so far.
 
   Args:

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import common_supernet_ways as supernet_ways
 from experiments.common_supernet_ways import WAYS, Work
-from experiments.common_ways import Worker
+from experiments.common_ways import Worker, share_device
 from nasjax import runtime
 from nasjax.core.config import field
 from nasjax.core.types import InputError
@@ -65,6 +65,7 @@ def run(config: Config, run: Run) -> None:
     run.seed,
   )
   work.plan()
+  share_device()
   run.begin()
   summary: dict[str, Any] = {
     "experiment": run.experiment,
@@ -139,7 +140,7 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, tables.Table | None]]:
   rows = [
     [
       row["way"],
-      *(f"{row[name]:.2f}" for name in ("seconds", "fastest", "slowest")),
+      *(f"{row[name]:.3g}" for name in ("seconds", "fastest", "slowest")),
       f"{row['first_seconds']:.1f}",
       f"{row['peak_gb']:.2f}",
       str(row["num_compiles"]),
