@@ -20,7 +20,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -155,18 +155,34 @@ def _command(arguments: Sequence[str]) -> str:
   return shlex.join(["python", "run.py", *kept])
 
 
-def _execute(arguments: Sequence[str]) -> int:
+class Command(NamedTuple):
+  """A command line as it was read.
+
+  Attributes:
+    experiment: its name.
+    module: that has it.
+    config: the experiment's frozen dataclass, with what stands on the line.
+    flags: values of the common flags, by name.
+  """
+
+  experiment: str
+  module: Any
+  config: Any
+  flags: flags.FlagValues
+
+
+def read(arguments: Sequence[str]) -> Command:
+  """Reads a command line; nothing is run.
+
+  Raises:
+    InputError: no experiment, or a flag or a value that it does not have.
+  """
   known = experiments()
   name = _named_experiment(arguments)
-  if name is not None:
-    _check_name(name, known)
-  if not {"--help", "-h", "-help"}.isdisjoint(arguments):
-    print(_help(name, known))
-    return 0
   if name is None:
     _parse(arguments, _common_flags())
     raise InputError(f"give --experiment=NAME; there are: {', '.join(known)}")
-
+  _check_name(name, known)
   module = importlib.import_module(f"experiments.{name}")
   starts = _starts(module)
   flag_values = _common_flags()
@@ -184,6 +200,18 @@ def _execute(arguments: Sequence[str]) -> int:
   if flag_values.smoke:
     config = config.smoke()
   config = config_lib.from_flags(config, flag_values)
+  return Command(name, module, config, flag_values)
+
+
+def _execute(arguments: Sequence[str]) -> int:
+  name = _named_experiment(arguments)
+  if not {"--help", "-h", "-help"}.isdisjoint(arguments):
+    known = experiments()
+    if name is not None:
+      _check_name(name, known)
+    print(_help(name, known))
+    return 0
+  name, module, config, flag_values = read(arguments)
 
   from nasjax import (  # slow to import: a mistake above has answered by now
     runtime,

@@ -5,12 +5,17 @@ REINFORCE writes multi-layer perceptrons, every child is really trained, and the
 retrained from scratch and tested once. An experiment file adds the data.
 """
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
+from experiments.common_ray import RayConfig
 from nasjax.core.config import field
 from nasjax.core.types import InputError
 from nasjax.estimators.trained import trained
+from nasjax.parallel import ray_cluster
 from nasjax.spaces.mlp_chain import ACTIVATIONS, MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
@@ -19,6 +24,7 @@ from nasjax.training import rungs
 from nasjax.training.packing import LAYOUTS
 from nasjax.training.population import DTYPES
 from nasjax.training.profile import DEVICES
+from nasjax.training.ray_trainer import ray_trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ class EstimatorConfig:
     "measured", "what plans suppose: this device, or one by name", DEVICES
   )
   compute_dtype: str = field("float32", "of activations and gradients", DTYPES)
+  workers: str = field("here", "who trains children", ("here", "ray"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,7 @@ class MLPNASConfig:
   estimator: EstimatorConfig = EstimatorConfig()
   retrain: RetrainConfig = RetrainConfig()
   mesh: MeshConfig = MeshConfig()
+  ray: RayConfig = RayConfig()
   control: bool = field(True, "random search at the same budget, as a control")
   baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
   max_failures: int = field(
@@ -233,15 +241,41 @@ def make_control(config: MLPNASConfig, space: MLPChain) -> Strategy:
   )
 
 
-def make_estimator(config: MLPNASConfig, space: MLPChain, dataset, **callbacks):
-  """The estimator of the config, with the callbacks of `estimators.trained`."""
+def make_estimator(
+  config: MLPNASConfig, space: MLPChain, dataset, ray: Any = None, **callbacks
+):
+  """The estimator of the config, with the callbacks of `estimators.trained`.
+
+  Args:
+    config: of the job.
+    space: of the genotypes.
+    dataset: the splits.
+    ray: the connected module, where Ray's workers train the children.
+    **callbacks: `on_child`, `on_plan` and `log`.
+  """
+  options = dataclasses.asdict(config.estimator)
+  if options.pop("workers") == "ray":
+    each = config.ray.options()
+    callbacks["trainer"] = functools.partial(ray_trainer, ray, task_options=each)
   return trained(
-    space,
-    dataset,
-    num_devices=config.mesh.population,
-    **dataclasses.asdict(config.estimator),
-    **callbacks,
+    space, dataset, num_devices=config.mesh.population, **options, **callbacks
   )
+
+
+@contextlib.contextmanager
+def workers(config: MLPNASConfig) -> Iterator[Any]:
+  """The module `ray`, connected, if Ray's workers train the children; else None.
+
+  Raises:
+    InputError: Ray is not there, or has no room for a child.
+  """
+  config.ray.check()
+  if config.estimator.workers == "here":
+    yield None
+    return
+  with ray_cluster.connected(config.ray.address) as ray:
+    config.ray.check_room(ray)
+    yield ray
 
 
 # The survey's six configurations (its tables 1 to 6) and what it printed for them.

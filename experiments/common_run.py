@@ -50,7 +50,12 @@ def run_mlpnas(
   Raises:
     InputError: for a config that cannot run; nothing was touched then.
   """
-  job = _Job(config, run, dataset, space)
+  with common.workers(config) as ray:
+    _run(_Job(config, run, dataset, space, ray))
+
+
+def _run(job: "_Job") -> None:
+  config, run, dataset = job.config, job.run, job.dataset
   run.begin(resumes=True)
   summary: dict[str, Any] = dict.fromkeys(_PROMISED) | {
     "experiment": run.experiment,
@@ -87,7 +92,7 @@ def run_mlpnas(
 class _Job:
   """The parts of a job, made before anything is written, and the work."""
 
-  def __init__(self, config, run, dataset, space):
+  def __init__(self, config, run, dataset, space, ray):
     self.config, self.run, self.dataset, self.space = config, run, dataset, space
     self.watch = Watch(run, dataset)
     self.strategy = common.make_controller(config, space)
@@ -96,6 +101,7 @@ class _Job:
       config,
       space,
       dataset,
+      ray,
       on_child=self.watch.on_child,
       on_plan=self.watch.on_plan,
       log=run.log,

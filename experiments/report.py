@@ -10,6 +10,8 @@ Command: python run.py --experiment=report --config.workdirs=runs/a,runs/b
 
 import dataclasses
 import math
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,12 +57,9 @@ def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
   if not config.workdirs:
     raise InputError("give --config.workdirs=FOLDER,FOLDER: the runs to compare")
-  groups = runs.groups(runs.read_searches(config.workdirs))
-  together: dict[tuple[str, str], list[Group]] = {}
-  for group in groups:
-    together.setdefault((group.task, group.metric), []).append(group)
+  together = comparable(config.workdirs)
   run.begin()
-  found = [_compared(part) for part in together.values()]
+  found = [compared(groups) for groups in together]
   run.write_summary(
     {
       "experiment": run.experiment,
@@ -70,16 +69,32 @@ def run(config: Config, run: Run) -> None:
       "command": run.command,
     }
   )
-  path = _report(run, list(together.values()), found)
+  show(run, found)
+  run.log(f"report: {write_page(run, together, found)}")
+
+
+def comparable(workdirs: Sequence[str | os.PathLike]) -> list[list[Group]]:
+  """The runs of these folders, by task and metric.
+
+  Raises:
+    InputError: see `runs.read_searches`.
+  """
+  together: dict[tuple[str, str], list[Group]] = {}
+  for group in runs.groups(runs.read_searches(workdirs)):
+    together.setdefault((group.task, group.metric), []).append(group)
+  return list(together.values())
+
+
+def show(run: Run, found: Sequence[dict[str, Any]]) -> None:
+  """Prints the runs of each task, and what they say."""
   for one in found:
     table = _run_table(one)
     names = [name for name, _ in table.columns]
     run.table(_title(one), names, [list(row) for row in table.rows])
     run.log(one["sentence"])
-  run.log(f"report: {path}")
 
 
-def _compared(groups: Sequence[Group]) -> dict[str, Any]:
+def compared(groups: Sequence[Group]) -> dict[str, Any]:
   """Everything about the groups of one task and metric, as the summary has it."""
   found: dict[str, Any] = {
     "task": groups[0].task,
@@ -225,9 +240,21 @@ def _title(found: dict[str, Any]) -> str:
   return f"{found['task']}, {plots.metric_label(found['metric'])}"
 
 
-def _report(run: Run, together: Sequence[Sequence[Group]], found: list[dict[str, Any]]):
-  """`report.html` and `report.md`."""
-  sections = []
+def write_page(
+  run: Run,
+  together: Sequence[Sequence[Group]],
+  found: Sequence[dict[str, Any]],
+  first: Sequence[report.Section] = (),
+) -> pathlib.Path:
+  """Writes `report.html` and `report.md`; the path of the former.
+
+  Args:
+    run: whose folder it is.
+    together: what `comparable` gave.
+    found: what `compared` says of each of them.
+    first: sections before these.
+  """
+  sections = list(first)
   for one in found:
     title = _title(one)
     sections.append(report.Section(f"{title}: the runs", _run_table(one)))

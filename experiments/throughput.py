@@ -37,6 +37,7 @@ STEADY = {"mnist_32": (*_MNIST, 32), "mnist_128": (*_MNIST, 128)}
 CAMPAIGNS = ("wine_rounds", "digits_all")
 WORKLOADS = (*STEADY, *CAMPAIGNS)
 _WIDTHS = (8, 16, 32, 64, 128, 256, 512)
+_CAMPAIGN_BATCH = 32
 _ADAM_BYTES = 28  # a parameter and step: four values read, three written
 
 
@@ -147,7 +148,8 @@ def _steady(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
   )
   chains = [space.layers(genotype) for genotype in rounds[0]]
   params = sum(mlp.num_params(chain, features, classes) for chain in chains)
-  useful = sum(_step_flops(chain, work) for chain in chains)
+  shape = (features, classes, batch_size)
+  useful = sum(_step_flops(chain, *shape) for chain in chains)
   ceiling = _Ceiling(params)
   workers = _start(config.ways, work, run)
   first: dict[str, float] = {}
@@ -176,7 +178,6 @@ def _steady(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
     compiling = max(first[worker.way] - run_seconds, 0.0)
     children = config.population * config.epochs
     total = compiling + config.epochs * steps_an_epoch * step
-    floor = useful / ceiling.flops + _ADAM_BYTES * params / ceiling.bandwidth
     rows.append(
       {
         "workload": name,
@@ -186,24 +187,20 @@ def _steady(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
         "rate": config.population / (steps_an_epoch * step),
         "amortised_rate": children / total,
         "total_seconds": total,
-        "gflops": useful / step / 1e9,
-        "of_matrix_rate": useful / step / ceiling.flops,
-        "of_floor": floor / step,
+        **ceiling.reached(useful, params, step),
         "peak_gb": worker.peak_bytes / 1e9,
         "num_compiles": worker.num_compiles,
         "spread": (max(times[worker.way]) - min(times[worker.way])) / run_seconds,
-        "ceiling_gflops": ceiling.flops / 1e9,
-        "ceiling_gb_per_s": ceiling.bandwidth / 1e9,
       }
     )
   return rows
 
 
-def _step_flops(chain, work: Workload) -> int:
+def _step_flops(chain, features: int, classes: int, batch_size: int) -> int:
   """Of one training step of one child: what an exact program computes."""
-  weights = mlp.init(0, chain, work.features, work.classes)
-  x = jnp.zeros((work.batch_size, work.features))
-  y = jnp.zeros(work.batch_size, jnp.int32)
+  weights = mlp.init(0, chain, features, classes)
+  x = jnp.zeros((batch_size, features))
+  y = jnp.zeros(batch_size, jnp.int32)
   task = get_task("multiclass")
 
   def loss(weights):
@@ -244,15 +241,22 @@ class _Ceiling:
     jax.block_until_ready(function(*inputs))
     return time.perf_counter() - start
 
-  @property
-  def flops(self) -> float:
-    """Floating-point operations a second."""
-    return statistics.median(self._flops)
+  def reached(self, flops: float, params: float, seconds: float) -> dict[str, float]:
+    """Columns of a row: what was done in the time, and what part of the ceiling it is.
 
-  @property
-  def bandwidth(self) -> float:
-    """Bytes a second."""
-    return statistics.median(self._bandwidth)
+    Args:
+      flops: useful ones.
+      params: parameters that Adam updated, counted once for every update.
+      seconds: that both took.
+    """
+    rate, bandwidth = map(statistics.median, (self._flops, self._bandwidth))
+    return {
+      "gflops": flops / seconds / 1e9,
+      "of_matrix_rate": flops / seconds / rate,
+      "of_floor": (flops / rate + _ADAM_BYTES * params / bandwidth) / seconds,
+      "ceiling_gflops": rate / 1e9,
+      "ceiling_gb_per_s": bandwidth / 1e9,
+    }
 
 
 def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
@@ -271,6 +275,12 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
   # Programs that children share are compiled once, however many children there are:
   # scaling a sample would count them many times.
   whole = ("auto", "bucketed")
+  chains = [space.layers(genotype) for genotypes in rounds for genotype in genotypes]
+  num_updates = epochs * (rows // _CAMPAIGN_BATCH)
+  shape = (features, classes, _CAMPAIGN_BATCH)
+  useful = num_updates * sum(_step_flops(chain, *shape) for chain in chains)
+  params = sum(mlp.num_params(chain, features, classes) for chain in chains)
+  ceiling = _Ceiling(params // len(chains))
   rows_out = []
   for way in config.ways:
     chosen = rounds
@@ -284,7 +294,7 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
       classes=classes,
       rows=rows,
       valid_rows=rows // 4,
-      batch_size=32,
+      batch_size=_CAMPAIGN_BATCH,
       epochs=epochs,
       rounds=chosen,
       space=space,
@@ -302,7 +312,8 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
         continue
       finally:
         worker.close()
-      children = sum(map(len, rounds))
+      ceiling.measure()
+      children = len(chains)
       note = f", from {config.sample} of {children} chains" if sampled > 1 else ""
       run.log(f"{name}: {way} {seconds:.1f} s{note}")
       rows_out.append(
@@ -311,6 +322,7 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
           "way": way,
           "total_seconds": seconds,
           "amortised_rate": children * epochs / seconds,
+          **ceiling.reached(useful, num_updates * params, seconds),
           "peak_gb": worker.peak_bytes / 1e9,
           "num_compiles": worker.num_compiles,
           "sampled": sampled,

@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 import jax
 import rich.console
+import rich.live
 import rich.markup
 import rich.progress
 import rich.table
@@ -256,17 +257,24 @@ class Run:
   def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Prints a table; plain aligned text without a terminal."""
     if self._console.is_terminal:
-      table = rich.table.Table(title=rich.markup.escape(title), title_justify="left")
-      for name in columns:
-        table.add_column(rich.markup.escape(name))
-      for row in rows:
-        table.add_row(*map(rich.text.Text, row))
-      self._console.print(table)
+      self._console.print(_rich_table(title, columns, rows))
       return
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     print(f"\n{title}")
     for row in (columns, *rows):
       print("  " + "  ".join(map(str.ljust, row, widths)).rstrip(), flush=True)
+
+  @contextlib.contextmanager
+  def live_table(
+    self, title: str, columns: list[str]
+  ) -> Iterator[Callable[[list[list[str]]], None]]:
+    """Gives a function that shows rows in the place of the rows before; without a
+    terminal it shows nothing."""
+    if not self._console.is_terminal:
+      yield lambda rows: None
+      return
+    with rich.live.Live(console=self._console, auto_refresh=False) as live:
+      yield lambda rows: live.update(_rich_table(title, columns, rows), refresh=True)
 
   def records(self, name: str = "records") -> records_lib.RecordWriter:
     """A writer of `<name>.jsonl`."""
@@ -352,6 +360,17 @@ class Run:
       self._metrics.close()
       self._metrics = None
     self._lock.release()
+
+
+def _rich_table(
+  title: str, columns: list[str], rows: list[list[str]]
+) -> rich.table.Table:
+  table = rich.table.Table(title=rich.markup.escape(title), title_justify="left")
+  for name in columns:
+    table.add_column(rich.markup.escape(name))
+  for row in rows:
+    table.add_row(*map(rich.text.Text, row))
+  return table
 
 
 # What the persistent cache may take, and the shortest compilation worth a file.

@@ -91,6 +91,7 @@ def trained(
   memory_limit_gb: float | None = None,
   compute_dtype: str = "float32",
   share_programs: bool = False,
+  trainer: Callable[..., Callable[..., list[Child]]] = population_trainer,
   log: Callable[[str], None] = lambda message: None,
   on_child: Callable[[int, Child, float], None] | None = None,
   on_plan: Callable[[Plan, int], None] | None = None,
@@ -119,6 +120,7 @@ def trained(
     memory_limit_gb: of each device.
     compute_dtype: of activations and gradients.
     share_programs: with other trainers in this process.
+    trainer: trains the children, with the arguments of `population_trainer`.
     log: called with a line when a population does not fit and is split.
     on_child: called as `(i, child, score)` when child i of a round is done, in the
       order in which they are.
@@ -154,7 +156,7 @@ def trained(
     )
   first_halving = rungs_lib.begin(rungs, eta, epochs) if rungs else None
   num_features, num_outputs = dataset.num_features, dataset.num_outputs
-  train = population_trainer(
+  train = trainer(
     space,
     get_task(dataset.task),
     device_data(dataset.train, dataset.valid),

@@ -76,6 +76,7 @@ class Section(NamedTuple):
   notes: Sequence[str] = ()
   plots: Sequence[dict[str, str]] = ()
   command: str = ""
+  lines: Sequence[str] = ()
   folded: bool = False
   wide: bool = False
 
@@ -97,6 +98,24 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
   return write_page(run.folder, _context(run))
 
 
+def live(workdir: str | os.PathLike, log: Sequence[str]) -> str:
+  """The page of a run that may be going on, as HTML; nothing is written.
+
+  Args:
+    workdir: see `write`.
+    log: the last lines of its log, shown first.
+
+  Raises:
+    InputError: see `write`.
+  """
+  run = runs.read(workdir)
+  context = _context(run, so_far=True)
+  if not run.children:
+    context["headline"] = "Nothing is measured yet."
+  sections = [Section("Log", lines=log), *context["sections"]]
+  return _render("report.html", context | {"sections": sections})
+
+
 def write_page(folder: pathlib.Path, context: Mapping[str, Any]) -> pathlib.Path:
   """Writes `report.html` and `report.md` out of sections, atomically.
 
@@ -107,21 +126,28 @@ def write_page(folder: pathlib.Path, context: Mapping[str, Any]) -> pathlib.Path
   Returns:
     The path of `report.html`.
   """
+  for name in ("report.md", "report.html"):
+    records.write_text(folder / name, _render(name, context))
+  return folder / "report.html"
+
+
+def _render(name: str, context: Mapping[str, Any]) -> str:
+  """A page out of the template of that name."""
   options: dict[str, Any] = {
     "loader": jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     "trim_blocks": True,
     "lstrip_blocks": True,
   }
-  html = jinja2.Environment(autoescape=True, **options)
-  text = jinja2.Environment(autoescape=False, finalize=tables.markdown, **options)
-  text.filters["verbatim"] = tables.verbatim
-  for environment, name in ((text, "report.md"), (html, "report.html")):
-    page = environment.get_template(f"{name}.jinja").render(context)
-    records.write_text(folder / name, page)
-  return folder / "report.html"
+  if name.endswith(".md"):
+    options |= {"autoescape": False, "finalize": tables.markdown}
+  else:
+    options["autoescape"] = True
+  environment = jinja2.Environment(**options)
+  environment.filters["verbatim"] = tables.verbatim
+  return environment.get_template(f"{name}.jinja").render(context)
 
 
-def _context(run: RunFiles) -> dict[str, Any]:
+def _context(run: RunFiles, so_far: bool = False) -> dict[str, Any]:
   summary, data = run.summary, run.summary.get("data") or {}
   final = _final_rows(run)
   made = [
@@ -148,18 +174,18 @@ def _context(run: RunFiles) -> dict[str, Any]:
   )
   return {
     "experiment": run.experiment,
-    "status": _status(run),
-    "headline": _headline(run, final),
+    "status": _status(run, so_far),
+    "headline": _headline(run, final, so_far),
     "warnings": warnings,
     "sections": [s for s in made if s.table or s.notes or s.plots or s.command],
   }
 
 
-def _status(run: RunFiles) -> str:
+def _status(run: RunFiles, so_far: bool) -> str:
   parts = [
     "" if run.seed is None else f"seed {run.seed}",
     "smoke version" if run.smoke else "",
-    "finished" if run.finished else "interrupted",
+    "finished" if run.finished else "so far" if so_far else "interrupted",
     run.progress,
   ]
   return ", ".join(filter(None, parts))
@@ -194,15 +220,17 @@ def _final_rows(run: RunFiles) -> list[dict[str, Any]]:
   return rows
 
 
-def _headline(run: RunFiles, final: list[dict[str, Any]]) -> str:
+def _headline(run: RunFiles, final: list[dict[str, Any]], so_far: bool) -> str:
   """What came out, in sentences that also say so when a baseline is no worse."""
-  text = "" if run.finished else f"Interrupted after {run.progress}. "
+  cut = "So far" if so_far else "Interrupted after"
+  text = "" if run.finished else f"{cut} {run.progress}. "
   if not final:
     return text + "No child has a score."
   ours, rest = final[0], final[1:]
   arch, score = ours["arch"] or "The best child", number(ours["validation"])
   if ours["test"] is None:
-    return f"{text}{arch} has the best score of the search, {score}; it was not tested."
+    tested = "" if so_far else "; it was not tested"
+    return f"{text}{arch} has the best score of the search, {score}{tested}."
   metric = plots.metric_label(run.metric)
   text += f"{arch} reaches a test {metric} of {number(ours['test'])}"
   text += f" (validation score {score})."

@@ -170,8 +170,8 @@ def population_trainer(
       before = ()
     work = Round(
       layers=layers,
-      init_seeds=np.asarray(_child_seeds(init_key, genotypes)),
-      dropout_seeds=np.asarray(_child_seeds(train_key, genotypes)),
+      init_seeds=np.asarray(child_seeds(init_key, genotypes)),
+      dropout_seeds=np.asarray(child_seeds(train_key, genotypes)),
       batches=batches,
       hyper=hyper,
       schedule=hyper.schedule(epochs, num_steps),
@@ -199,7 +199,7 @@ def profile_for(layout: Layout) -> profile_lib.DeviceProfile:
 
 
 @jax.jit
-def _child_seeds(key: jax.Array, genotypes: jax.Array) -> jax.Array:
+def child_seeds(key: jax.Array, genotypes: jax.Array) -> jax.Array:
   """`[P]` uint32."""
   return jax.vmap(counter.seed)(keys_lib.for_genotypes(key, genotypes))
 

@@ -20,8 +20,8 @@ def test_smoke_run(tmp_path):
   for (workload, _), row in rows.items():
     assert row["total_seconds"] > 0 and row["amortised_rate"] > 0
     assert row["peak_gb"] > 0.05
-    if workload == "mnist_32":
-      assert 0 < row["of_floor"] < 1.5 and row["step_ms"] > 0
+    assert 0 < row["of_matrix_rate"] < row["of_floor"] < 1.5 and row["gflops"] > 0
+    assert (workload == "mnist_32") == ("step_ms" in row)
   page = (tmp_path / "run" / "report.html").read_text()
   text = (tmp_path / "run" / "report.md").read_text()
   for word in ("mnist_32", "digits_all", "one_jit", "Ceiling in the same run"):
