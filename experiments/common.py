@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.common_ray import RayConfig
+from nasjax import runtime
 from nasjax.core.config import field
 from nasjax.core.types import InputError
 from nasjax.estimators.trained import trained
@@ -273,7 +274,8 @@ def workers(config: MLPNASConfig) -> Iterator[Any]:
   if config.estimator.workers == "here":
     yield None
     return
-  with ray_cluster.connected(config.ray.address) as ray:
+  variables = runtime.compilation_cache_variables()
+  with ray_cluster.connected(config.ray.address, variables) as ray:
     config.ray.check_room(ray)
     yield ray
 

@@ -401,3 +401,18 @@ def use_compilation_cache(folder: str | os.PathLike | None) -> None:
   jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHE_SECONDS)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def compilation_cache_variables() -> dict[str, str]:
+  """Variables by which another process uses the cache that this one uses; none if it
+  uses none."""
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+  )
+  values = {name: getattr(jax.config, name) for name in names}
+  if not values[names[0]]:
+    return {}
+  return {name.upper(): str(value) for name, value in values.items()}

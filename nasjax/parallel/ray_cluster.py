@@ -10,10 +10,9 @@ import importlib.util
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
-
-import jax
 
 from nasjax.core.types import InputError
 
@@ -37,20 +36,6 @@ def check() -> None:
     raise InputError('Ray is not installed; pip install -e ".[cluster]"')
 
 
-def _compilation_cache() -> dict[str, str]:
-  """This process's persistent cache of programs, for the workers' environment."""
-  names = (
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-  )
-  values = {name: getattr(jax.config, name) for name in names}
-  if not values[names[0]]:
-    return {}
-  return {name.upper(): str(value) for name, value in values.items()}
-
-
 def _check_answers(address: str) -> None:
   """Refuses a `host:port` where nobody listens: Ray itself tries for minutes."""
   host, _, port = address.rpartition(":")
@@ -64,12 +49,15 @@ def _check_answers(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(address: str = "", **options: Any) -> Iterator[Any]:
+def connected(
+  address: str = "", variables: Mapping[str, str] = MappingProxyType({}), **options: Any
+) -> Iterator[Any]:
   """The module `ray`, connected; as it is, if this process is connected already.
 
   Args:
     address: of a cluster, "auto" for the one of this machine; empty for a local Ray,
       which listens on 127.0.0.1 and ends on leaving.
+    variables: of the workers' environment.
     **options: of `ray.init`, for a local Ray.
 
   Raises:
@@ -88,7 +76,7 @@ def connected(address: str = "", **options: Any) -> Iterator[Any]:
     yield ray
     return
   common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-  environment: dict[str, Any] = {"env_vars": _compilation_cache()}
+  environment: dict[str, Any] = {"env_vars": dict(variables)}
   if address:
     environment |= {"working_dir": str(_ROOT), "excludes": _NOT_SENT}
     _check_answers(address)
