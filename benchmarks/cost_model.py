@@ -107,6 +107,7 @@ def main() -> int:
   print()
   _fit(found)
   _breakdown(found)
+  _first_layers()
   return 0
 
 
@@ -191,6 +192,21 @@ def _breakdown(found: Sequence[Measured]) -> None:
     mine = [one for one in found if one.shape == name and one.program.layers]
     parts = np.array([one.cost.parts(one.program) for one in mine]).sum(0)
     print(f"| {name} | " + " | ".join(f"{p:.0%}" for p in parts / parts.sum()) + " |")
+
+
+def _first_layers(children: int = 10) -> None:
+  """What one product for the first layers of all children would gain on this device."""
+  print("\n| first layers | one product each, ms | one for all, ms |\n|---|---:|---:|")
+  each = jax.jit(lambda x, kernels: [x @ kernel for kernel in kernels])
+  together = jax.jit(jnp.matmul)
+  for name, width in (("mnist_32", 64), ("mnist_32", 512), ("wine", 512)):
+    shape = SHAPES[name]
+    x = jnp.ones((shape.batch_size, shape.features))
+    kernels = [jnp.ones((shape.features, width)) for _ in range(children)]
+    apart = profile.seconds_of(each, x, kernels, repeats=20)
+    at_once = profile.seconds_of(together, x, jnp.hstack(kernels), repeats=20)
+    times = f"{1e3 * apart:.3f} | {1e3 * at_once:.3f}"
+    print(f"| {name}, {children} x {width} | {times} |", flush=True)
 
 
 if __name__ == "__main__":

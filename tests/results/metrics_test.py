@@ -15,10 +15,27 @@ def test_lines_carry_step_and_time_and_scalars_reach_tensorboard(tmp_path):
   assert lines[0]["phase"] == "search"
   assert lines[1]["loss"] is None
   assert lines[0]["time"] <= lines[1]["time"]
-  (events,) = (tmp_path / "tensorboard").iterdir()
-  data = events.read_bytes()
-  assert data.count(b"search/best_score") == 2
-  assert b"phase" not in data
+
+
+def test_tensorboards_own_reader_finds_a_run_by_its_folder(tmp_path):
+  from tensorboard.backend.event_processing import event_multiplexer
+
+  for name, offset in (("mlpnas_digits", 0.0), ("mlpnas_digits_seed1", 0.1)):
+    (tmp_path / name).mkdir()
+    writer = metrics.MetricsWriter(tmp_path / name)
+    for step, value in ((8, 0.5), (16, 0.75)):
+      writer.write(step, {"search/best_score": value + offset, "phase": "search"})
+    writer.close()
+  board = event_multiplexer.EventMultiplexer()
+  board.AddRunsFromDirectory(str(tmp_path))  # what --logdir does
+  board.Reload()
+  runs = [f"{name}/tensorboard" for name in ("mlpnas_digits", "mlpnas_digits_seed1")]
+  assert sorted(board.Runs()) == runs
+  assert board.Runs()[runs[0]]["scalars"] == ["search/best_score"]
+  for run, offset in zip(runs, (0.0, 0.1)):
+    events = board.Scalars(run, "search/best_score")
+    assert [event.step for event in events] == [8, 16]
+    np.testing.assert_allclose([e.value for e in events], [0.5 + offset, 0.75 + offset])
 
 
 def test_a_run_without_metrics_has_no_lines(tmp_path):
