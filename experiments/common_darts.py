@@ -38,10 +38,14 @@ class SupernetConfig:
   compute_dtype: str = field("float32", "of activations", DTYPES)
 
   def form(self) -> Form:
-    """How it is evaluated: in loops on a CPU, which is busy with one edge."""
+    """How it is evaluated: in loops on a CPU, which is busy with one edge.
+
+    A GPU would gain by stacking, but there XLA (jax 0.11.2, H100) aborts while it
+    compiles the stacked form, see `benchmarks/RESULTS.md`.
+    """
     stacked = self.edges == "stack"
     if self.edges == "auto":
-      stacked = jax.default_backend() != "cpu"
+      stacked = jax.default_backend() == "tpu"
     return Form(stacked, self.remat, self.compute_dtype)
 
 

@@ -48,7 +48,7 @@ class Config:
   grid: str = field(
     "", "settings that vary: strategy.entropy=0,0.01;estimator.epochs=5"
   )
-  flags: str = field("", "for every run, as they stand on its command line")
+  flags: str = field("", "for every run, as on its command line; NAME:--flag for one's")
   engine: str = field(
     "auto", "auto: ray where it is installed", ("auto", "ray", "here"), matters=False
   )
@@ -151,9 +151,15 @@ def plan(config: Config, folder: str) -> list[Task]:
     common = shlex.split(config.flags)
   except ValueError as error:
     raise InputError(f"config.flags: {error}") from None
+  own: dict[str, list[str]] = {name: [] for name in config.runs}
   for word in common:
-    if word.lstrip("-").partition("=")[0] in ("experiment", "workdir", "seed"):
+    owner, colon, flag = word.partition(":")
+    owners = [owner] if colon and owner in own else list(own)
+    flag = flag if colon and owner in own else word
+    if flag.lstrip("-").partition("=")[0] in ("experiment", "workdir", "seed"):
       raise InputError(f"config.flags: {word!r} is different for every run")
+    for name in owners:
+      own[name].append(flag)
   tasks: dict[str, Task] = {}
   settings = parse_grid(config.grid)
   seeds = parse_seeds(config.seeds)
@@ -164,7 +170,7 @@ def plan(config: Config, folder: str) -> list[Task]:
     if place in tasks:
       raise InputError(f"the sweep has {label} twice")
     arguments = [f"--experiment={name}", f"--seed={seed}", f"--workdir={place}"]
-    arguments += [f"--config.{key}={value}" for key, value in setting] + common
+    arguments += [f"--config.{key}={value}" for key, value in setting] + own[name]
     try:
       read = command_line.read(arguments)
     except InputError as error:

@@ -50,6 +50,15 @@ def test_a_sweep_is_the_product():
   assert "--config.strategy.entropy=0" in tasks[0].arguments
 
 
+def test_flags_of_all_and_of_one():
+  names = ("mlpnas_digits", "mlpnas_wine")
+  flags = "--smoke mlpnas_wine:--config.data.path=a:b.csv"
+  digits, wine = sweep.plan(config(runs=names, flags=flags), "runs")
+  assert "--smoke" in digits.arguments and "--smoke" in wine.arguments
+  assert "--config.data.path=a:b.csv" in wine.arguments
+  assert not any("data.path" in word for word in digits.arguments)
+
+
 @pytest.mark.parametrize(
   ("values", "said"),
   [
