@@ -11,6 +11,7 @@ Result: benchmarks/RESULTS.md.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any
@@ -38,6 +39,7 @@ CAMPAIGNS = ("wine_rounds", "digits_all")
 WORKLOADS = (*STEADY, *CAMPAIGNS)
 _WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 _CAMPAIGN_BATCH = 32
+_SWEPT = 2**24  # values, at least, of a measurement of the bandwidth
 _ADAM_BYTES = 28  # a parameter and step: four values read, three written
 
 
@@ -215,11 +217,23 @@ class _Ceiling:
   def __init__(self, params: int):
     # An accelerator needs more work in a call than its dispatch takes.
     on_cpu = jax.default_backend() == "cpu"
-    size, self._params = (1024, max(params, 2**16)) if on_cpu else (8192, 2**27)
-    matrix = jnp.ones((size, size))
-    vector = jnp.ones(self._params)
+    size, self._params = (1024, max(params, 2**14)) if on_cpu else (8192, 2**27)
+    # Nor may a sweep over few values be little else than its call.
+    self._sweeps = max(1, _SWEPT // self._params)
+    matrix, vector = jnp.ones((size, size)), jnp.ones(self._params)
+
+    def sweep(_, carry, gradient):  # Adam's traffic, without its root
+      weights, first, second = carry
+      first = 0.9 * first + gradient
+      second = 0.9 * second + gradient * gradient
+      return weights - first * second, first, second
+
+    def sweeps(start, gradient):
+      each = functools.partial(sweep, gradient=gradient)
+      return jax.lax.fori_loop(0, self._sweeps, each, (start,) * 3)
+
     self._product = jax.jit(lambda m: m @ m)
-    self._sweep = jax.jit(lambda w, g: (w - 0.1 * g, 0.9 * w + g, 0.9 * g + w))
+    self._sweep = jax.jit(sweeps)
     self._inputs = (matrix,), (vector, vector)
     self._size = size
     self._flops: list[float] = []
@@ -233,7 +247,7 @@ class _Ceiling:
       for function, inputs in zip((self._product, self._sweep), self._inputs)
     )
     self._flops.append(2 * self._size**3 / product)
-    self._bandwidth.append(5 * 4 * self._params / sweep)
+    self._bandwidth.append(_ADAM_BYTES * self._params * self._sweeps / sweep)
 
   @staticmethod
   def _timed(function, inputs) -> float:

@@ -356,10 +356,12 @@ class Run:
 
   def close(self) -> None:
     """Flushes what is buffered."""
-    if self._metrics is not None:
-      self._metrics.close()
-      self._metrics = None
-    self._lock.release()
+    metrics, self._metrics = self._metrics, None
+    try:
+      if metrics is not None:
+        metrics.close()
+    finally:  # a full disk is nobody's folder
+      self._lock.release()
 
 
 def _rich_table(

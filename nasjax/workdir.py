@@ -98,6 +98,8 @@ def _check_writable(folder: pathlib.Path) -> None:
     folder = folder.parent
   if not folder.is_dir():
     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+  if os.statvfs(folder).f_flag & os.ST_RDONLY:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
   if not os.access(folder, os.W_OK | os.X_OK):
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -5,10 +5,12 @@ that was being written when the process died is not there for who reads.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -143,9 +145,26 @@ def _copied(leaf: Any) -> Any:
   return leaf.copy() if isinstance(leaf, jax.Array) else leaf
 
 
+@functools.cache
 def _orbax() -> Any:
-  """orbax, which takes a second to import and logs what concerns nobody."""
+  """orbax, which takes a second to import and logs what concerns nobody.
+
+  Of a save that fails it raises one error. asyncio would show those of all its parts,
+  and tensorstore that nobody waits for the others any more.
+  """
   import orbax.checkpoint
 
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("asyncio").addFilter(_not_a_lost_task)
+  show = sys.unraisablehook
+
+  def shown(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      show(unraisable)
+
+  sys.unraisablehook = shown
   return orbax.checkpoint
+
+
+def _not_a_lost_task(record: logging.LogRecord) -> bool:
+  return not record.getMessage().startswith("Task exception was never retrieved")
