@@ -18,6 +18,15 @@ from nasjax.results import export
 from nasjax.spaces.mlp_chain import MLPChain
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _quick(request):
+  """Small jobs compile longer than they run; MNIST's does not."""
+  if request.node.name != "test_mnist":
+    request.getfixturevalue("quick_compile")
+
+
 FILES = {
   "config.json",
   "records.jsonl",
