@@ -198,8 +198,9 @@ def torch_loop(work: Workload) -> Callable[[int], None]:
   import torch
 
   device = torch_device()
-  (x, y), _ = work.data()
-  x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).long().to(device)
+  rows_of, _ = work.data()
+  x, y = (torch.from_numpy(array).to(device) for array in rows_of)
+  y = y.long()
   batches = torch.tensor(work.batches()).long().to(device)
   activations = {
     "sigmoid": torch.nn.Sigmoid,
@@ -209,7 +210,8 @@ def torch_loop(work: Workload) -> Callable[[int], None]:
   }
 
   def build(layers):
-    modules, units = [], work.features
+    modules: list[Any] = []
+    units = work.features
     for layer in layers:
       if isinstance(layer, Dropout):
         modules.append(torch.nn.Dropout(layer.rate))

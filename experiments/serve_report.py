@@ -46,7 +46,8 @@ def run(config: Config, run: Run) -> None:
   page = server.Page(folder, config.refresh_seconds)
   with server.serve(page, config.port) as served:
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    print(f"{folder}: http://{server.ADDRESS}:{served.server_port}/ (Ctrl-C ends it)")
+    address = f"http://{server.ADDRESS}:{served.server_port}/"
+    print(f"{folder}: {address} (Ctrl-C ends it)", flush=True)
     try:
       while True:
         threading.Event().wait(0.5)

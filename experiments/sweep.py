@@ -118,6 +118,8 @@ def run(config: Config, run: Run) -> None:
     failed = [task for task in tasks if task.state != "finished"]
     summary["status"] = "incomplete" if failed else "finished"
   finally:
+    for task in tasks:
+      task.state = "interrupted" if task.state == "running" else task.state
     summary["seconds"] = time.monotonic() - begin
     summary["runs"] = [dataclasses.asdict(task) for task in tasks]
     summary["tasks"] = _compare(tasks, run)

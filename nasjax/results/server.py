@@ -22,6 +22,7 @@ _POLICY = (
   "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
   "img-src data:; connect-src 'self'"
 )
+_NOTHING = "<!doctype html><title>nasjax</title><body>cannot be read yet</body>"
 _SCRIPT = """<script>
 setInterval(async () => {
   try {
@@ -44,7 +45,7 @@ class Page:
   def __init__(self, folder: pathlib.Path, refresh_seconds: float):
     self._folder, self._refresh = folder, refresh_seconds
     self._lock = threading.Lock()
-    self._made = ("", "")
+    self._made = ("", _NOTHING)
 
   def version(self) -> str:
     """A text that changes when a file of the run does."""

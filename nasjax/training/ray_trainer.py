@@ -212,7 +212,10 @@ def ray_trainer(
           i = of[ref]
           try:
             children[i] = ray.get(ref)
-          except ray.exceptions.WorkerCrashedError:
+          except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,  # Ray ended the worker, not the child
+          ):
             children[i] = _lost(layers[i], epochs)
           if on_child:
             on_child(i, children[i])

@@ -65,6 +65,12 @@ def test_a_finished_run_is_its_report(ask, folder):
   assert page[:script] == (folder / "report.html").read_text()[:script]
 
 
+def test_what_cannot_be_read_at_first_is_asked_for_again(folder, ask):
+  (folder / "config.json").write_text("{")
+  status, page = ask()
+  assert status == 200 and "cannot be read yet" in page and "fetch(" in page
+
+
 def test_what_cannot_be_read_leaves_the_page_before(ask, folder):
   _, before = ask()
   (folder / "summary.json").write_text('{"status": ')
