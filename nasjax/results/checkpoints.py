@@ -155,7 +155,7 @@ def _orbax() -> Any:
   import orbax.checkpoint
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  logging.getLogger("asyncio").addFilter(_not_a_lost_task)
+  logging.getLogger("asyncio").addFilter(_is_retrieved)
   show = sys.unraisablehook
 
   def shown(unraisable: Any) -> None:
@@ -166,5 +166,5 @@ def _orbax() -> Any:
   return orbax.checkpoint
 
 
-def _not_a_lost_task(record: logging.LogRecord) -> bool:
-  return not record.getMessage().startswith("Task exception was never retrieved")
+def _is_retrieved(record: logging.LogRecord) -> bool:
+  return "exception was never retrieved" not in record.getMessage()
