@@ -227,8 +227,6 @@ def test_mnist(tmp_path, shared_data):
     f"--config.data.data_dir={tmp_path / 'tfds'}",
     "--config.control=false",
     "--config.baseline=false",
-    "--config.estimator.epochs=1",
-    "--config.retrain.epochs=1",
   )
   assert run("mlpnas_mnist", workdir, *flags) == 0
   summary = check(workdir, "mlpnas_mnist", control=False)
