@@ -11,7 +11,7 @@ The programs are JAX primitives, so that their form is chosen when a program is 
 for the platform that it is lowered for:
 
 * on a CPU, where XLA's grouped convolutions are 30 to 60 times too slow, a depthwise
-  convolution is a sum of shifted products, its kernel's gradient a Gram product;
+  convolution is a sum of shifted products, and so is its kernel's gradient;
 * elsewhere it is the library's convolution and the library's transposes of it.
 
 Layout: channels first, examples last, `[C, H, W, N]`: a CPU's shifted sums then run
@@ -31,6 +31,7 @@ from jax.interpreters import ad, batching, mlir
 
 _DIMENSIONS = ("CHWN", "OIHW", "CHWN")
 _MATRIX_PIXELS = 64  # up to 8 x 8 a channel's convolution is a small matrix
+_COLUMNS = 16  # of an image, in one written-out sum
 
 
 class Window(NamedTuple):
@@ -98,6 +99,20 @@ mlir.register_lowering(
 def held(x: jax.Array) -> jax.Array:
   """x itself, computed once on a CPU however many read it; see `_behind_a_branch`."""
   return _held.bind(x)
+
+
+_held_back = Primitive("held_back")
+_held_back.def_abstract_eval(lambda x: x)
+_held_back.def_impl(lambda x: x)
+ad.deflinear2(_held_back, lambda cotangent, x: [_held.bind(cotangent)])
+batching.defvectorized(_held_back)
+mlir.register_lowering(_held_back, mlir.lower_fun(lambda x: x, multiple_results=False))
+
+
+def held_back(x: jax.Array) -> jax.Array:
+  """x itself, whose cotangent is `held`: what reads it does not do the way back again
+  for each value of a sum that it is a part of."""
+  return _held_back.bind(x)
 
 
 def _trilinear(name: str, programs, library, batched) -> list[Primitive]:
@@ -228,33 +243,45 @@ def _depthwise_input(kernel_CKK, gradient_CHWN, *, window: Window):
   return whole[:, : window.image[0], : window.image[1]]
 
 
+def _every(x_CHWN, first: int, step: int, count: int):
+  """So many columns of an image, a step apart."""
+  return x_CHWN[:, :, first : first + step * (count - 1) + 1 : step]
+
+
 def _depthwise_kernel(gradient_CHWN, x_CHWN, *, window: Window):
-  # A product of all output rows with all input rows, of which the diagonals are kept:
-  # a few times the arithmetic of K * K reductions, at a matrix product's speed.
-  height, width = window.output
-  stride, channels = window.stride, x_CHWN.shape[0]
-  around = (window.padding, window.padding)
-  padded = jnp.pad(x_CHWN, ((0, 0), around, around, (0, 0)))
-  rows = gradient_CHWN.reshape(channels, height, -1)
-  starts = [j * window.dilation for j in range(window.size)]
-  examples = x_CHWN.shape[3]
-
-  def seen(start):
-    """The input of each output, at one tap of a row: `[C, H + 2 padding, W * N]`."""
-    if stride == 1:  # one run of memory a row
-      whole = padded.reshape(channels, padded.shape[1], -1)
-      return whole[:, :, start * examples : (start + width) * examples]
-    part = padded[:, :, start : start + stride * (width - 1) + 1 : stride]
-    return part.reshape(channels, padded.shape[1], -1)
-
-  products_KCHH = jnp.stack(
-    [jnp.einsum("chk,cgk->chg", rows, seen(start)) for start in starts]
+  # A sum over all positions for each tap, in two steps: some columns that are apart as
+  # a sum written out, which is vectorised over the examples (XLA's reduction of middle
+  # axes is not), and what is left as a product with ones. The taps of one row at a
+  # time: as a loop they are compiled once.
+  (height, width), size, stride = window.output, window.size, window.stride
+  pieces = -(-width // _COLUMNS)
+  columns = -(-width // pieces)
+  more = pieces * columns - width
+  gradient = jnp.pad(gradient_CHWN, ((0, 0), (0, 0), (0, more), (0, 0)))
+  around = window.padding
+  padded = jnp.pad(
+    x_CHWN, ((0, 0), (around, around), (around, around + stride * more), (0, 0))
   )
-  first = stride * np.arange(height)[:, None]
-  diagonals = [np.arange(padded.shape[1])[None] == first + i for i in starts]
-  return jnp.einsum(
-    "jchg,ihg->cij", products_KCHH, np.stack(diagonals).astype(x_CHWN.dtype)
-  )
+
+  def taps_of_row(start):
+    rows = jax.lax.dynamic_slice_in_dim(padded, start, stride * (height - 1) + 1, 1)
+    rows = rows[:, ::stride]
+
+    def tap(first):
+      """`[C, H, pieces, N]`: the sum of so many columns."""
+      products = (
+        gradient[:, :, i::columns]
+        * _every(rows, first + stride * i, stride * columns, pieces)
+        for i in range(columns)
+      )
+      return functools.reduce(jnp.add, products)
+
+    sums = jnp.stack([tap(j * window.dilation) for j in range(size)])
+    sums = sums.reshape(size * sums.shape[1], -1)
+    return (sums @ jnp.ones(sums.shape[1], sums.dtype)).reshape(size, -1)
+
+  starts = window.dilation * jnp.arange(size)
+  return jax.lax.map(taps_of_row, starts).transpose(2, 0, 1)
 
 
 def _taps(window: Window) -> np.ndarray:
@@ -438,53 +465,3 @@ def dense(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   ]
   taps = kernel.transpose(0, 2, 3, 1).reshape(kernel.shape[0], -1)
   return pointwise(jnp.concatenate(shifted), taps)
-
-
-@jax.custom_jvp
-def _largest(*parts: jax.Array) -> jax.Array:
-  """The largest of some arrays, element by element."""
-  return functools.reduce(jnp.maximum, parts)
-
-
-@_largest.defjvp
-def _(parts, tangents):
-  # The derivative belongs to the first part that is the largest: one choice each,
-  # where `jnp.maximum` spreads it over equals and takes three times as long on a CPU.
-  largest = _largest(*parts)
-  tangent = tangents[-1]
-  for part, its_tangent in list(zip(parts, tangents))[-2::-1]:
-    tangent = jnp.where(part == largest, its_tangent, tangent)
-  return largest, tangent
-
-
-def _total(*parts: jax.Array) -> jax.Array:
-  return functools.reduce(jnp.add, parts)
-
-
-def _separable(
-  x: jax.Array, combine: Callable, outside: float, size: int, stride: int
-) -> jax.Array:
-  """`combine` over a window, first down the columns, then along the rows."""
-  around = (size - 1) // 2
-  for axis in (1, 2):
-    length = x.shape[axis]
-    widths = [(0, 0)] * 4
-    widths[axis] = (around, around)
-    padded = jnp.pad(x, widths, constant_values=outside)
-    x = combine(
-      *(jax.lax.slice_in_dim(padded, i, i + length, stride, axis) for i in range(size))
-    )
-  return x
-
-
-def max_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
-  """The largest value of each centred window of `x [C, H, W, N]`."""
-  return held(_separable(x, _largest, -jnp.inf, size, stride))
-
-
-def average_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
-  """The mean of each centred window of `x [C, H, W, N]`; what is outside the image does
-  not count."""
-  inside = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-  total, count = (_separable(v, _total, 0.0, size, stride) for v in (x, inside))
-  return held(total / count)

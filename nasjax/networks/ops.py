@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core import counter
-from nasjax.networks import convolution
+from nasjax.networks import convolution, pooling
 
 Weights = dict[str, Any]
 Statistics = list[tuple[jax.Array, jax.Array]]
@@ -39,12 +39,20 @@ class Norms:
     self._given = None if given is None else iter(given)
     self.seen: Statistics = []
 
-  def __call__(self, x: jax.Array, affine: Weights | None = None) -> jax.Array:
-    """`x [C, H, W, N]` normalised by channel, then scaled and shifted if `affine`."""
+  def __call__(
+    self,
+    x: jax.Array,
+    affine: Weights | None = None,
+    times: jax.Array | None = None,
+  ) -> jax.Array:
+    """`x [C, H, W, N]` normalised by channel, then scaled and shifted if `affine`, and
+    `times` a scalar: a part of the scale, it costs no pass over the values."""
     if self._given is None:
       values = x.astype(jnp.float32)
       mean = values.mean((1, 2, 3))
-      variance = jnp.square(values - _by_channel(mean)).mean((1, 2, 3))
+      # Of one pass over the values, as their mean is never far from zero.
+      variance = jnp.square(values).mean((1, 2, 3)) - jnp.square(mean)
+      variance = jnp.maximum(variance, 0.0)
       self.seen.append((mean, variance))
     else:
       mean, variance = next(self._given)
@@ -54,6 +62,8 @@ class Norms:
     shift = -mean * scale
     if affine is not None:
       shift = shift + affine["shift"]
+    if times is not None:
+      scale, shift = times * scale, times * shift
     return x * _by_channel(scale.astype(x.dtype)) + _by_channel(shift.astype(x.dtype))
 
   def take(self, count: int) -> Statistics | None:
@@ -90,7 +100,8 @@ class Op(NamedTuple):
   Attributes:
     init: `(seed, channels, stride, affine) -> weights`; `affine` says whether its
       normalisations learn a scale and a shift.
-    apply: `(weights, x [C, H, W, N], stride, norms) -> [C, H / stride, W / stride, N]`.
+    apply: `(weights, x [C, H, W, N], stride, norms) -> [C, H / stride, W / stride, N]`;
+      with `times=` the result is that often as large: the last normalisation takes it.
   """
 
   init: Callable[..., Weights]
@@ -126,7 +137,9 @@ def factorized_reduce_init(
   }
 
 
-def factorized_reduce(weights: Weights, x: jax.Array, norms: Norms) -> jax.Array:
+def factorized_reduce(
+  weights: Weights, x: jax.Array, norms: Norms, times: jax.Array | None = None
+) -> jax.Array:
   """Halves an image: one half of the channels from its even pixels, one from the odd.
 
   Where a side is odd, the pixels after its last are zeros.
@@ -138,15 +151,17 @@ def factorized_reduce(weights: Weights, x: jax.Array, norms: Norms) -> jax.Array
     convolution.pointwise(x[:, ::2, ::2], weights["even"]),
     convolution.pointwise(padded[:, 1::2, 1::2], weights["odd"]),
   )
-  return norms(jnp.concatenate(halves), weights["norm"])
+  return norms(jnp.concatenate(halves), weights["norm"], times)
 
 
 def _skip_init(seed, channels, stride, affine):
   return {} if stride == 1 else factorized_reduce_init(seed, channels, channels, affine)
 
 
-def _skip(weights, x, stride, norms):
-  return x if stride == 1 else factorized_reduce(weights, x, norms)
+def _skip(weights, x, stride, norms, times=None):
+  if stride == 1:
+    return x if times is None else times.astype(x.dtype) * x
+  return factorized_reduce(weights, x, norms, times)
 
 
 def _half_init(seed, channels, size, affine):
@@ -158,12 +173,12 @@ def _half_init(seed, channels, size, affine):
   }
 
 
-def _half(weights, x, stride, dilation, norms):
+def _half(weights, x, stride, dilation, norms, times=None):
   """ReLU, depthwise convolution, pointwise convolution, normalisation."""
   x = convolution.depthwise(
     jax.nn.relu(x), weights["depthwise"], stride=stride, dilation=dilation
   )
-  return norms(convolution.pointwise(x, weights["pointwise"]), weights["norm"])
+  return norms(convolution.pointwise(x, weights["pointwise"]), weights["norm"], times)
 
 
 def _separable(size: int) -> Op:
@@ -175,9 +190,9 @@ def _separable(size: int) -> Op:
       "second": _half_init(second, channels, size, affine),
     }
 
-  def apply(weights, x, stride, norms):
+  def apply(weights, x, stride, norms, times=None):
     x = _half(weights["first"], x, stride, 1, norms)
-    return _half(weights["second"], x, 1, 1, norms)
+    return _half(weights["second"], x, 1, 1, norms, times)
 
   return Op(init, apply)
 
@@ -187,18 +202,24 @@ def _dilated(size: int) -> Op:
     del stride
     return _half_init(seed, channels, size, affine)
 
-  return Op(init, lambda weights, x, stride, norms: _half(weights, x, stride, 2, norms))
+  def apply(weights, x, stride, norms, times=None):
+    return _half(weights, x, stride, 2, norms, times)
+
+  return Op(init, apply)
 
 
 def _pool(pool: Callable[..., jax.Array]) -> Op:
-  return Op(
-    lambda *_: {}, lambda weights, x, stride, norms: pool(x, size=3, stride=stride)
-  )
+  def apply(weights, x, stride, norms, times=None):
+    """A pool is normalised in a relaxed edge only, which is where it has `times`."""
+    made = pool(x, size=3, stride=stride)
+    return made if times is None else norms(made, times=times)
+
+  return Op(lambda *_: {}, apply)
 
 
 OPS: dict[str, Op] = {
-  "max_pool_3x3": _pool(convolution.max_pool),
-  "avg_pool_3x3": _pool(convolution.average_pool),
+  "max_pool_3x3": _pool(pooling.max_pool),
+  "avg_pool_3x3": _pool(pooling.average_pool),
   "skip_connect": Op(_skip_init, _skip),
   "sep_conv_3x3": _separable(3),
   "sep_conv_5x5": _separable(5),
@@ -232,12 +253,8 @@ def mixed(
     norms: of this pass.
   """
 
-  def output(name):
-    made = OPS[name].apply(weights.get(name, {}), x, stride, norms)
-    return norms(made) if name.endswith("pool_3x3") else made
-
   weighed = (
-    weight.astype(x.dtype) * output(name)
+    OPS[name].apply(weights.get(name, {}), x, stride, norms, weight)
     for weight, name in zip(mix_K[1:], OPS, strict=True)
   )
   return functools.reduce(jnp.add, weighed)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nasjax.networks import convolution
+from nasjax.networks import convolution, pooling
 
 WINDOWS = [
   # size, stride, dilation, image
@@ -18,6 +18,8 @@ WINDOWS = [
   (5, 1, 2, (10, 9)),  # too large for matrices
   (3, 2, 1, (10, 9)),
   (5, 2, 2, (9, 10)),
+  (5, 1, 2, (3, 35)),  # in three pieces of twelve columns
+  (3, 2, 1, (4, 35)),
 ]
 
 
@@ -188,7 +190,7 @@ def test_pools_are_the_librarys(stride):
   def mean(x):
     return window(x, 0.0, jax.lax.add) / window(jnp.ones_like(x), 0.0, jax.lax.add)
 
-  ours = (convolution.max_pool, convolution.average_pool)
+  ours = (pooling.max_pool, pooling.average_pool)
   for pool, reference in zip(ours, (largest, mean)):
     run = [
       jax.value_and_grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))
