@@ -2,7 +2,7 @@
 
   pip install -e '.[tpu-audit]'
   python -m benchmarks.tpu_audit [--devices=v5e,v6e] [--populations=10,100,1000]
-  python -m benchmarks.tpu_audit --populations=1000 --layouts=padded --chips=4
+  python -m benchmarks.tpu_audit --populations=1000 --programs=padded --chips=4
   python -m benchmarks.tpu_audit --populations=10 --frames='64 64,128 128'
 
 XLA compiles the population's step in both of its layouts, the controller's round, the
@@ -74,7 +74,7 @@ COLLECTIVES = re.compile(
   r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all"
   r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
-LAYOUTS = ("padded", "bucketed")
+PROGRAMS = ("retraining", "darts", "controller", "padded", "bucketed")
 # Of the DARTS search: images, classes, channels, cells, nodes; rows of a batch.
 SUPERNET, SEARCH_BATCH = ((32, 32, 3), 10, 16, 8, 4), 64
 WINNER = "512 relu - 512 relu - 256 relu - dropout 0.2"
@@ -380,7 +380,7 @@ class Audit:
 
 
 def _rows(
-  audit: Audit, populations: list[int], layouts: list[str], frames: str
+  audit: Audit, populations: list[int], programs: list[str], frames: str
 ) -> Iterator[Row]:
   if frames:
     for members, text in itertools.product(populations, frames.split(",")):
@@ -388,14 +388,16 @@ def _rows(
       yield from audit.in_parts(f"frame {text}", program, members)
     return
   if audit.chips == 1:
-    yield audit.retraining()
-    for dtype in DTYPES:
-      yield audit.search_step(dtype)
+    if "retraining" in programs:
+      yield audit.retraining()
+    if "darts" in programs:
+      yield from map(audit.search_step, DTYPES)
   for members in populations:
-    if audit.chips == 1:
+    if "controller" in programs and audit.chips == 1:
       yield from audit.controller(members)
-    for layout in layouts:
-      yield from getattr(audit, layout)(members)
+    for layout in ("padded", "bucketed"):
+      if layout in programs:
+        yield from getattr(audit, layout)(members)
 
 
 def main() -> int:
@@ -403,13 +405,13 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--devices", default="v5e,v6e")
   parser.add_argument("--populations", default="10,100,1000")
-  parser.add_argument("--layouts", default=",".join(LAYOUTS))
+  parser.add_argument("--programs", default=",".join(PROGRAMS))
   parser.add_argument("--chips", type=int, default=1, choices=(1, 2, 4))
   parser.add_argument("--frames", default="", help="these alone, as '64 64,128 128'")
   options = parser.parse_args()
-  layouts = options.layouts.split(",")
-  if not set(layouts) <= set(LAYOUTS):
-    parser.error(f"unknown layout in {options.layouts!r}; there are {LAYOUTS}")
+  programs = options.programs.split(",")
+  if not set(programs) <= set(PROGRAMS):
+    parser.error(f"unknown program in {options.programs!r}; there are {PROGRAMS}")
   populations = [int(number) for number in options.populations.split(",")]
   collectives = 0
   for device in options.devices.split(","):
@@ -419,7 +421,7 @@ def main() -> int:
     print(
       f"\nTPU {device}, {options.chips} chip(s), jax {jax.__version__}:\n\n{HEADER}"
     )
-    for row in _rows(audit, populations, layouts, options.frames):
+    for row in _rows(audit, populations, programs, options.frames):
       print(row.line(), flush=True)
       collectives += row.collectives
   return 1 if collectives else 0

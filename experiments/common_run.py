@@ -35,6 +35,7 @@ _PROMISED = (
   "random_search_test_accuracy",
   "holdout_bound",
   "search_seconds",
+  "checkpoint_seconds",
 )
 
 

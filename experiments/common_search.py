@@ -172,6 +172,7 @@ def recorded_search(
         record(watch.unfinished_round(space, len(rounds)))
       raise
   summary["search_seconds"] = time.perf_counter() - start
+  summary["checkpoint_seconds"] = checkpoints.seconds  # those of this process
   done = summary["num_evaluations"]
   if done < total and not 0 < config.max_failures <= failing:
     run.warn(

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ class Checkpoints:
   """The newest three states of one folder; a context manager.
 
   Leaving the context waits for what is being written.
+
+  Attributes:
+    seconds: that `save` and `close` have kept their callers.
   """
 
   def __init__(
@@ -39,6 +43,7 @@ class Checkpoints:
     """
     self._folder, self._warn = pathlib.Path(folder).absolute(), warn
     self._manager: Any = None
+    self.seconds = 0.0
 
   def save(self, step: int, state: Any) -> None:
     """Begins to write a state; waits for the one before, if that is not done.
@@ -122,6 +127,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _said(self) -> Iterator[None]:
+    start = time.perf_counter()
     try:
       with interrupts.held():  # half a save leaves threads that wait for the other half
         yield
@@ -133,6 +139,8 @@ class Checkpoints:
         f"cannot write a checkpoint into {self._folder}: {reason}; what was saved "
         "before is kept: with room for it the same command goes on"
       ) from error
+    finally:
+      self.seconds += time.perf_counter() - start
 
   def __enter__(self) -> "Checkpoints":
     return self

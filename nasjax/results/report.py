@@ -54,6 +54,7 @@ _BASELINE_NAMES = {
 }
 _COSTS = (
   ("search_seconds", "search, seconds"),
+  ("checkpoint_seconds", "of them waiting for checkpoints"),
   ("control_seconds", "random-search control, seconds"),
   ("retrain_seconds", "retraining, seconds"),
   ("compile_seconds", "compiling, seconds summed over threads"),

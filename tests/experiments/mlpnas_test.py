@@ -52,6 +52,7 @@ SUMMARY = {
   "random_search_test_accuracy",
   "holdout_bound",
   "search_seconds",
+  "checkpoint_seconds",
   "compile_seconds",
   "num_compiles",
 }
