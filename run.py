@@ -227,7 +227,9 @@ def _execute(arguments: Sequence[str]) -> int:
     smoke=smoke,
     overwrite=flag_values.overwrite,
     command=_command(arguments),
+    kept=getattr(module, "KEEPS_RUN", True),
   )
+  run.compilation_cache = flag_values.compilation_cache
   if run.already_finished:
     summary = run.read_summary()
     result = ""

@@ -24,6 +24,8 @@ from nasjax.data import preprocessing, standalone, tabular_files
 from nasjax.runtime import Run
 from nasjax.training import portable
 
+KEEPS_RUN = False  # nothing is written but the output
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

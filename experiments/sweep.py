@@ -94,7 +94,7 @@ class Task:
 
 def run(config: Config, run: Run) -> None:
   """Runs the experiment."""
-  tasks = plan(config, str(run.workdir / "runs"))
+  tasks = plan(config, str(run.workdir / "runs"), run.compilation_cache)
   engine = config.engine
   if engine == "auto":
     engine = "ray" if ray_cluster.installed() else "here"
@@ -135,12 +135,13 @@ def run(config: Config, run: Run) -> None:
 _WHERE = {"ray": "on Ray", "here": "one after the other in this process"}
 
 
-def plan(config: Config, folder: str) -> list[Task]:
+def plan(config: Config, folder: str, cache: str | None = None) -> list[Task]:
   """The runs of a sweep, seed by seed; each command line has been read.
 
   Args:
     config: of the sweep.
     folder: in which each gets a folder.
+    cache: `--compilation_cache` of those whose own flags have none.
 
   Raises:
     InputError: no experiment, a seed or a grid that cannot be, or a command line that
@@ -172,6 +173,8 @@ def plan(config: Config, folder: str) -> list[Task]:
     if place in tasks:
       raise InputError(f"the sweep has {label} twice")
     arguments = [f"--experiment={name}", f"--seed={seed}", f"--workdir={place}"]
+    arguments += [f"--compilation_cache={cache}"] if cache else []
+    # Of a flag that is there twice the last counts.
     arguments += [f"--config.{key}={value}" for key, value in setting] + own[name]
     try:
       read = command_line.read(arguments)

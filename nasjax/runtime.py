@@ -139,6 +139,7 @@ class Run:
     config: the experiment's config, as `config.to_dict` gives it.
     command: how to run it again.
     overwrite: the user has asked to throw away what is there.
+    compilation_cache: the flag of the command line: a folder, "off", or None.
     already_finished: the directory holds this very run, finished; nothing was touched.
     resumed: it held this very run, unfinished, and that goes on.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
@@ -161,6 +162,7 @@ class Run:
     self.config = config
     self.command = command
     self.overwrite = False
+    self.compilation_cache: str | None = None
     self.already_finished = self.resumed = False
     self.interrupted = False
     self._prepare: Callable[[bool], list[str]] = lambda resumes: []

@@ -27,6 +27,7 @@ def open_run(
   smoke: bool = False,
   overwrite: bool = False,
   command: str = "",
+  kept: bool = True,
 ) -> Run:
   """Opens a run directory; nothing in it is touched before `Run.begin`.
 
@@ -38,6 +39,7 @@ def open_run(
     smoke: whether it is the smoke version.
     overwrite: throw away a run that is there (only files that a run writes).
     command: kept for the report.
+    kept: the experiment writes into the directory; if not, nothing is asked of it.
 
   Returns:
     The `Run`. What becomes of a run that is there is said in the body.
@@ -55,6 +57,8 @@ def open_run(
   }
   run = Run(folder, experiment, seed, smoke, identity["config"], command)
   run.overwrite = overwrite
+  if not kept:
+    return run
   # What becomes of a run that is in the folder; the first that holds:
   # 1. --overwrite: everything that a run writes goes, a new run starts.
   # 2. Nothing was measured in it: the same.

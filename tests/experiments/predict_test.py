@@ -57,6 +57,11 @@ def test_it_writes_one_row_a_row_and_no_run_directory(predict, saved, tmp_path):
   np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_working_folder_that_takes_no_run_is_no_matter(predict, tmp_path):
+  (tmp_path / "runs").write_text("a file, where other experiments have folders")
+  assert predict()[0] == 0
+
+
 def test_parquet_equals_csv(predict, tmp_path):
   nulls = pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
   table = pyarrow.csv.read_csv(tmp_path / "new.csv", convert_options=nulls)

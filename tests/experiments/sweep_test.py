@@ -59,6 +59,16 @@ def test_flags_of_all_and_of_one():
   assert not any("data.path" in word for word in digits.arguments)
 
 
+def test_runs_use_the_sweeps_cache_but_for_flags_of_their_own():
+  names = ("mlpnas_digits", "mlpnas_wine")
+  flags = "mlpnas_wine:--compilation_cache=off"
+  tasks = sweep.plan(config(runs=names, flags=flags), "runs", "programs")
+  read = [command_line.read(task.arguments).flags for task in tasks]
+  assert [values.compilation_cache for values in read] == ["programs", "off"]
+  plain = sweep.plan(config(runs=names[:1]), "runs")
+  assert command_line.read(plain[0].arguments).flags.compilation_cache is None
+
+
 @pytest.mark.parametrize(
   ("values", "said"),
   [
