@@ -107,7 +107,9 @@ def test_alphas_that_are_no_numbers_end_it_in_one_line(tmp_path, capsys, monkeyp
   (line,) = capsys.readouterr().err.strip().splitlines()
   assert "epoch 1 of the search: alphas of the recurrent cell: edge 0" in line
   assert "is nan" in line and "records.jsonl" in line
-  assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["status"] == "failed" and summary["failure"] in line
+  assert "The search failed: epoch 1" in (out / "report.md").read_text()
   assert not (out / "best").exists()
 
 
