@@ -25,6 +25,7 @@ from nasjax.training import data_parallel
 from nasjax.training.losses import get_task
 
 _GOOD = "last_good"  # folder of what a search that failed had before
+_CHECKED_STEPS = 100  # after so many, and after each epoch, alphas are looked at
 
 
 class _Good(NamedTuple):
@@ -141,12 +142,18 @@ class _ImageJob(Job):
     )
     step = training.search_step(strategy.step, placement)
     batches = training.search_batches(config.crop, placement)
-    update = jax.jit(training.update_statistics)
+
+    @jax.jit
+    def follow(running, watched, place, alphas, info):
+      running = training.update_statistics(running, info.auxiliary.statistics)
+      measured = jnp.stack([info.train_loss, info.auxiliary.metric, info.valid_loss])
+      return running, darts.watch(watched, alphas, place), measured
+
     test = training.supernet_tester(self.supernet, self.task, batch_size, self.form)
 
     def epoch(number: int, carry: tuple, advance: Callable[[int], None]):
       state, running = carry
-      seen = []
+      watched, seen, last = darts.watched(state.alphas), [], None
       train, valid = training.search_rows(
         rows_key, number, len(images.train.y), len(images.valid.y), batch_size
       )
@@ -162,21 +169,18 @@ class _ImageJob(Job):
           batches(train_key, data["train"], train_rows),
           batches(valid_key, data["valid"], valid_rows),
         )
-        fault = self.space.fault(jax.device_get(state.alphas))
-        if fault:
-          raise InputError(
-            f"{fault}, in step {place + 1} of epoch {number + 1}; {self._keep()}; a "
-            "lower --config.strategy.alpha_learning_rate or "
-            "--config.strategy.learning_rate may help"
-          )
-        running = update(running, info.auxiliary.statistics)
-        seen.append([info.train_loss, info.auxiliary.metric, info.valid_loss])
-        jax.block_until_ready(running)
+        running, watched, measured = follow(running, watched, place, state.alphas, info)
+        seen.append(measured)
+        # For the step before: the device has the next one when it is done with one.
+        jax.block_until_ready(last)
+        last = measured
+        if (place + 1) % _CHECKED_STEPS == 0 or place + 1 == steps:
+          self._check(number + 1, jax.device_get(watched))
         advance(place + 1)
       tested = test((state.weights, state.alphas, running), *data["valid"])
       names = ("train_loss", "train_accuracy", "outer_loss")
       return (state, running), {
-        **dict(zip(names, np.asarray(seen).mean(0))),
+        **dict(zip(names, np.asarray(jax.device_get(seen)).mean(0))),
         "valid_loss": tested.loss,
         "valid_accuracy": tested.metric,
       }
@@ -189,6 +193,20 @@ class _ImageJob(Job):
       epoch=epoch,
       place=placement.put,
     )
+
+  def _check(self, epoch: int, watched: darts.Watched) -> None:
+    """Ends the search if an alpha is not finite.
+
+    Raises:
+      InputError: naming it, and the step that made it so.
+    """
+    fault = self.space.fault(watched.alphas)
+    if fault:
+      raise InputError(
+        f"{fault}, in step {watched.step + 1} of epoch {epoch}; {self._keep()}; a "
+        "lower --config.strategy.alpha_learning_rate or "
+        "--config.strategy.learning_rate may help"
+      )
 
   def remember(self, epoch: int, genotype: np.ndarray, carry: tuple) -> None:
     """Keeps the end of an epoch, if nothing is wrong there."""

@@ -138,7 +138,7 @@ class _TextJob(Job):
 
     def epoch(number: int, carry: tuple, advance: Callable[[int], None]):
       state, valid_hidden, walked = carry
-      hidden, seen, done = nothing, [], 0
+      hidden, seen, done, last = nothing, [], 0, None
       rng = np.random.default_rng([windows_seed, number])
       cuts = text_lib.windows(len(streams["train"]), window, rng)
       for place, (start, length) in enumerate(zip(*cuts)):
@@ -158,11 +158,15 @@ class _TextJob(Job):
         valid_hidden = info.valid_auxiliary.hidden
         walked = walk.after(walked)
         seen.append([info.auxiliary.cross_entropy, info.valid_loss])
-        jax.block_until_ready(hidden)
+        # For the step before: the device has the next one when it is done with one.
+        jax.block_until_ready(last)
+        last = info.valid_loss
         done += int(length)
         advance(done)
       valid = float(test((state.weights, state.alphas), streams["valid"]))
-      train, outer = np.average(np.asarray(seen), axis=0, weights=cuts.lengths)
+      train, outer = np.average(
+        np.asarray(jax.device_get(seen)), axis=0, weights=cuts.lengths
+      )
       return (state, valid_hidden, walked), {
         "train_loss": train,
         "train_perplexity": np.exp(train),
