@@ -21,7 +21,7 @@ from nasjax.runtime import Run
 from nasjax.spaces.conv_cell import ConvCell
 from nasjax.strategies import darts
 from nasjax.training import cells as training
-from nasjax.training import data_parallel
+from nasjax.training import data_parallel, portable_images
 from nasjax.training.losses import get_task
 
 _GOOD = "last_good"  # folder of what a search that failed had before
@@ -273,40 +273,37 @@ class _ImageJob(Job):
     }, model
 
   def export(self, genotype: np.ndarray, model: Any, result: dict[str, Any]) -> None:
-    metrics = {name: result[name] for name in ("test_accuracy", "test_loss")}
-    arrays = {"weights": model[0], "statistics": model[1]}
-    self._save("best", genotype, self.network, arrays, metrics)
+    weights, statistics = model
+    portable_images.save(
+      self.run.workdir / "best",
+      space=self.space,
+      genotype=genotype,
+      plan=self.network,
+      weights=weights,
+      statistics=statistics,
+      images=self.images,
+      metrics={name: result[name] for name in ("test_accuracy", "test_loss")},
+      log=self.run.log,
+    )
 
   def _keep(self) -> str:
     """Saves the last epoch in which nothing was wrong, and says where it is."""
     good = self.good
     if good is None:
       return "no epoch before was without fault"
-    self._save(_GOOD, good.genotype, self.supernet, good.arrays, {"epoch": good.epoch})
+    export.save_best(
+      self.run.workdir / _GOOD,
+      genotype=good.genotype.tolist(),
+      arch=self.space.describe(good.genotype),
+      space=portable_images.description(self.space, self.supernet),
+      task="multiclass",
+      weights=portable_images.named(good.arrays),
+      preprocessing=portable_images.preprocessing(self.images),
+      metrics={"epoch": good.epoch},
+    )
     return (
       f"genotype, alphas and weights of epoch {good.epoch} are kept in "
       f"{self.run.workdir / _GOOD}"
-    )
-
-  def _save(self, folder: str, genotype, plan: cell_cnn.Plan, arrays, metrics) -> None:
-    """A network as files, in a folder of the run."""
-    images = self.images
-    export.save_best(
-      self.run.workdir / folder,
-      genotype=np.asarray(genotype).tolist(),
-      arch=self.space.describe(genotype),
-      space=self.space.to_dict() | {"network": plan._asdict()},
-      task="multiclass",
-      weights={
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-      },
-      preprocessing={
-        "mean": images.mean.tolist(),
-        "std": images.std.tolist(),
-        "classes": list(images.class_names),
-      },
-      metrics=metrics,
     )
 
   def num_copies(self, genotype: np.ndarray) -> int:

@@ -11,6 +11,7 @@ from killed_runs import copied_cache, found, killed_when, started
 import run as cli
 from experiments import common_darts, common_darts_run, common_supernet_ways
 from nasjax.core.types import InputError
+from nasjax.data import images, standalone_images
 from nasjax.results import export
 from nasjax.spaces.conv_cell import ConvCell
 
@@ -66,7 +67,14 @@ def test_a_run_from_search_to_report(searched):
   best = export.load_best(searched / "best")
   assert best.description["arch"] == summary["arch"]
   assert best.description["metrics"]["test_accuracy"] == summary["test_accuracy"]
-  assert any(name.startswith("weights/network/stem") for name in best.weights)
+  # With NumPy alone, from pixels: as many right as the run has said.
+  data = images.digits(seed=0)
+  model = standalone_images.load(searched / "best")
+  found = standalone_images.predict(model, data.test.x * data.std + data.mean)
+  accuracy = (found.argmax(1) == data.test.y).mean()
+  assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+  for name in export.PORTABLE_FILES:
+    assert (searched / "best" / name).stat().st_size > 1000
 
 
 def test_kills_change_nothing(searched, tmp_path):
