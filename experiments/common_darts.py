@@ -7,8 +7,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -181,8 +180,3 @@ def read_genotype(text: str, space: base.Space) -> np.ndarray:
     except (ValueError, KeyError, TypeError):
       raise InputError(f"{path} is no genotype.json of a run") from None
   return space.parse(str(text))
-
-
-def result_of(train: Callable[[], tuple[dict[str, Any], Any]]) -> dict[str, Any]:
-  """What a training gave, without its network."""
-  return train()[0]

@@ -1,14 +1,8 @@
-"""The DARTS job on images: search, derive, retrain, control, report.
-
-Liu, Simonyan and Yang, "DARTS: differentiable architecture search", ICLR 2019: alphas
-and weights of a supernet descend in turn, the strongest operations make a genotype, and
-its network is trained from scratch and tested once. Random cells of the same space,
-trained alike, are the control.
-"""
+"""The DARTS job on images; see `common_darts_job`."""
 
 import dataclasses
-import functools
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,22 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common_darts_report
-from experiments.common_darts import NO_SCALARS, DARTSConfig, check, naming, result_of
-from nasjax import runtime
-from nasjax.core import counter, interrupts, keys
+from experiments.common_darts import DARTSConfig, check, naming
+from experiments.common_darts_job import Copies, Job, Search
+from nasjax.core import counter, keys
 from nasjax.core.types import InputError
 from nasjax.data.images import Images, describe
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.results import export
 from nasjax.runtime import Run
-from nasjax.spaces import base
 from nasjax.spaces.conv_cell import ConvCell
 from nasjax.strategies import darts
 from nasjax.training import cells as training
-from nasjax.training import data_parallel
+from nasjax.training import data_parallel, portable_images
 from nasjax.training.losses import get_task
 
 _GOOD = "last_good"  # folder of what a search that failed had before
+_CHECKED_STEPS = 100  # after so many, and after each epoch, alphas are looked at
 
 
 class _Good(NamedTuple):
@@ -43,54 +37,33 @@ class _Good(NamedTuple):
 
 
 def run_darts(config: DARTSConfig, run: Run, images: Images) -> None:
-  """Search, derive, retrain, control, report.
-
-  On Ctrl-C what was recorded is kept, and the report of it is written. An unfinished
-  run goes on after its last whole epoch, and ends as if it had not stopped.
+  """Search, derive, retrain, control, report; see `common_darts_job.Job.execute`.
 
   Raises:
     InputError: for a config that does not fit the images (nothing was touched then), or
       alphas that became NaN, saying which.
   """
-  job = _Job(config, run, images)
-  run.begin(resumes=True)
-  height, width, channels = images.shape
-  summary: dict[str, Any] = {
-    "experiment": run.experiment,
-    "seed": run.seed,
-    "status": "interrupted",
-    "data": {
-      "name": images.name,
-      "rows": {s: len(getattr(images, s).y) for s in ("train", "valid", "test")},
-      "image": [height, width, channels],
-      "classes": len(images.class_names),
-    },
-    "environment": runtime.environment(),
-    "command": run.command,
-    "warnings": [],
-  }
-  run.log(describe(images))
-  try:
-    job.work(summary)
-    summary["status"] = "finished"
-  except InputError as error:
-    summary |= {"status": "failed", "failure": str(error)}
-    raise
-  finally:
-    summary |= run.compile_stats()
-    run.write_summary(summary)
-    run.log(f"report: {common_darts_report.write(run, summary, job.space)}")
-    if summary["status"] == "interrupted":
-      run.log("the same command goes on from the last whole epoch")
-  job.print_result(summary)
+  _ImageJob(config, run, images).execute()
 
 
-class _Job:
-  """The parts of a job, made before anything is written, and the work."""
+class _ImageJob(Job):
+  """A job on images."""
+
+  validated = ("supernet_valid", "valid_accuracy")
+  columns = ["test accuracy", "parameters"]
 
   def __init__(self, config: DARTSConfig, run: Run, images: Images):
     self.config, self.run, self.images = config, run, images
     self.space, self.given = check(config)
+    self.copies = Copies(
+      name="skips",
+      entry="normal_skips",
+      most=2 * config.nodes,
+      alarm=common_darts_report.collapsed_from(self.space),
+      stopped="the normal cell has {} skips",
+      collapsed="the normal cell has collapsed: {} of its {} edges are skips",
+    )
+    self.good: _Good | None = None
     self.task = get_task("multiclass")
     with naming("data.path"):
       cell_cnn.check_image(images.shape)
@@ -142,186 +115,114 @@ class _Job:
         self.images.shape, classes, chosen.channels, chosen.layers, self.config.nodes
       )
 
-  def work(self, summary: dict[str, Any]) -> None:
-    """Enters what each step gave."""
-    run, space = self.run, self.space
-    search_key, retrain_key, random_key = keys.named(
-      run.key, "search", "retrain", "random"
-    )
-    if self.given is None:
-      # In the summary as the search goes on: an interrupted one is reported, too.
-      found = run.once("search", lambda: self._search(search_key, summary))
-      warnings = found.pop("warnings")
-      summary |= {**found, "warnings": warnings}
-      genotype = np.array(summary.pop("genotype"), np.int32)
-    else:
-      genotype = self.given
-    arch = space.describe(genotype)
-    summary |= {"arch": arch, "normal_skips": num_skips(genotype, space)}
+  def describe_data(self) -> tuple[str, dict[str, Any]]:
+    images = self.images
+    return describe(images), {
+      "name": images.name,
+      "rows": {s: len(getattr(images, s).y) for s in ("train", "valid", "test")},
+      "image": list(images.shape),
+      "classes": len(images.class_names),
+    }
 
-    def derived() -> dict[str, Any]:
-      run.log(f"training from scratch: {arch}")
-      result, model = self._train(retrain_key, genotype, "the derived cell", "derived")
-      metrics = {name: result[name] for name in ("test_accuracy", "test_loss")}
-      arrays = {"weights": model[0], "statistics": model[1]}
-      self._export("best", genotype, self.network, arrays, metrics)
-      return result
-
-    summary |= run.once("derived", derived)
-    drawn = jax.vmap(lambda key: base.sample(space, key))(
-      jax.random.split(random_key, max(self.config.random_cells, 1))
-    )
-    summary["random_cells"] = []
-    run.rewind("control_records", 0, "control")  # written again from what stages gave
-    with run.records("control_records") as records:
-      for number in range(self.config.random_cells):
-        cell = np.asarray(drawn[number])
-        label = f"random cell {number + 1} of {self.config.random_cells}"
-        name = f"random_{number + 1}"
-        train = functools.partial(self._train, retrain_key, cell, label, name)
-        found = run.once(name, functools.partial(result_of, train))
-        row = {"arch": space.describe(cell), "score": None, **found}
-        records.write(row)
-        summary["random_cells"].append(row)
-
-  def _search(self, key: jax.Array, summary: dict[str, Any]) -> dict[str, Any]:
-    """The supernet's search; entries of the summary, and the last epoch's genotype."""
-    run, images, space = self.run, self.images, self.space
-    config, strategy, steps = self.config.strategy, self.strategy, self.steps
-    epochs, batch_size = config.epochs, config.batch_size
+  def make_search(self, key: jax.Array) -> Search:
+    images, strategy, steps = self.images, self.strategy, self.steps
+    config, placement = self.config.strategy, self.placement
+    batch_size = config.batch_size
     init_key, rows_key, crop_key = keys.named(key, "init", "rows", "crop")
     data = {
-      name: self.placement.put(training.Batch(*getattr(images, name)))
+      name: placement.put(training.Batch(*getattr(images, name)))
       for name in ("train", "valid")
     }
-    state = self.placement.put(strategy.init(init_key))
+    state = placement.put(strategy.init(init_key))
     running = training.initial_statistics(
       lambda w, a, x: supernet_cnn.apply(w, a, self.supernet, x, form=self.form),
       state.weights,
       state.alphas,
       data["train"].x[:1],
     )
-    running = self.placement.put(running)
-    summary["supernet_params"] = cell_cnn.num_params(state.weights)
+    step = training.search_step(strategy.step, placement)
+    batches = training.search_batches(config.crop, placement)
 
-    step = training.search_step(strategy.step, self.placement)
-    batches = training.search_batches(config.crop, self.placement)
-    update = jax.jit(training.update_statistics)
+    @jax.jit
+    def follow(running, watched, place, alphas, info):
+      running = training.update_statistics(running, info.auxiliary.statistics)
+      measured = jnp.stack([info.train_loss, info.auxiliary.metric, info.valid_loss])
+      return running, darts.watch(watched, alphas, place), measured
+
     test = training.supernet_tester(self.supernet, self.task, batch_size, self.form)
-    run.log(f"compiling the supernet's step, {summary['supernet_params']:,} weights")
-    checkpoints = run.checkpoints("search")
-    before: list[dict[str, Any]] = []
-    first, seconds = 0, 0.0
-    if run.resumed:
-      saved = checkpoints.restore((state, running, seconds))
-      first = saved[0] if saved else 0
-      if saved:
-        *arrays, seconds = saved[1]
-        state, running = map(self.placement.put, arrays)
-        run.log(f"search: goes on after epoch {first}")
-      before = run.rewind("records", first, "search")
-    start = time.perf_counter() - seconds
-    genotype, good = strategy.derive(state), None
-    if before:
-      good = self._good(first, genotype, state, running)
-      valid = before[-1]["valid_accuracy"]
-      summary |= {"epochs_searched": first, "supernet_valid": valid}
-    with (
-      checkpoints,
-      run.progress(epochs * steps, "search", "steps") as progress,
-      run.records() as out,
-    ):
-      for epoch in range(first, epochs):
-        if before and 0 < config.stop_at_skips <= before[-1]["skips"]:
-          break
-        seen = []
-        train, valid = training.search_rows(
-          rows_key, epoch, len(images.train.y), len(images.valid.y), batch_size
-        )
-        for number in range(steps):
-          done = epoch * steps + number
-          train_key, valid_key = keys.named(
-            jax.random.fold_in(crop_key, done), "train", "valid"
-          )
-          train_rows, valid_rows = train[number], valid[number]
-          if config.inner_steps > 1:  # the batches that come next, round the epoch
-            ahead = (number + np.arange(config.inner_steps)) % steps
-            train_rows = train[ahead]
-          state, info = step(
-            state,
-            batches(train_key, data["train"], train_rows),
-            batches(valid_key, data["valid"], valid_rows),
-          )
-          fault = space.fault(jax.device_get(state.alphas))
-          if fault:
-            kept = self._keep(good)
-            raise InputError(
-              f"{fault}, in step {number + 1} of epoch {epoch + 1}; {kept}; a lower "
-              "--config.strategy.alpha_learning_rate or "
-              "--config.strategy.learning_rate may help"
-            )
-          running = update(running, info.auxiliary.statistics)
-          seen.append([info.train_loss, info.auxiliary.metric, info.valid_loss])
-          jax.block_until_ready(running)
-          progress.update(done + 1, epoch=epoch + 1)
-        genotype = strategy.derive(state)
-        tested = test((state.weights, state.alphas, running), *data["valid"])
-        means = np.asarray(seen).mean(0)
-        row = {
-          "epoch": epoch + 1,
-          "train_loss": means[0],
-          "train_accuracy": means[1],
-          "outer_loss": means[2],
-          "valid_loss": tested.loss,
-          "valid_accuracy": tested.metric,
-          "skips": num_skips(genotype, space),
-          "arch": space.describe(genotype),
-          "alphas": dict(state.alphas),
-        }
-        with interrupts.held():
-          out.write(row)
-          run.metrics.write(
-            epoch + 1,
-            {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
-          )
-          summary |= {
-            "epochs_searched": epoch + 1,
-            "supernet_valid": float(tested.metric),
-          }
-          good = self._good(epoch + 1, genotype, state, running) or good
-          checkpoints.save(epoch + 1, (state, running, time.perf_counter() - start))
-        if 0 < config.stop_at_skips <= row["skips"]:
-          run.log(
-            f"stopped after epoch {epoch + 1}: the normal cell has {row['skips']} skips"
-          )
-          break
-    skips = num_skips(genotype, space)
-    if skips >= common_darts_report.collapsed_from(space):
-      warning = (
-        f"the normal cell has collapsed: {skips} of its {2 * self.config.nodes} edges "
-        "are skips; --config.strategy.stop_at_skips ends a search before"
+
+    def epoch(number: int, carry: tuple, advance: Callable[[int], None]):
+      state, running = carry
+      watched, seen, last = darts.watched(state.alphas), [], None
+      train, valid = training.search_rows(
+        rows_key, number, len(images.train.y), len(images.valid.y), batch_size
       )
-      run.warn(warning)
-      summary["warnings"].append(warning)
-    names = ("supernet_params", "epochs_searched", "supernet_valid", "warnings")
-    return {name: summary[name] for name in names if name in summary} | {
-      "search_seconds": time.perf_counter() - start,
-      "genotype": genotype.tolist(),
-    }
+      for place in range(steps):
+        train_key, valid_key = keys.named(
+          jax.random.fold_in(crop_key, number * steps + place), "train", "valid"
+        )
+        train_rows, valid_rows = train[place], valid[place]
+        if config.inner_steps > 1:  # the batches that come next, round the epoch
+          train_rows = train[(place + np.arange(config.inner_steps)) % steps]
+        state, info = step(
+          state,
+          batches(train_key, data["train"], train_rows),
+          batches(valid_key, data["valid"], valid_rows),
+        )
+        running, watched, measured = follow(running, watched, place, state.alphas, info)
+        seen.append(measured)
+        # For the step before: the device has the next one when it is done with one.
+        jax.block_until_ready(last)
+        last = measured
+        if (place + 1) % _CHECKED_STEPS == 0 or place + 1 == steps:
+          self._check(number + 1, jax.device_get(watched))
+        advance(place + 1)
+      tested = test((state.weights, state.alphas, running), *data["valid"])
+      names = ("train_loss", "train_accuracy", "outer_loss")
+      return (state, running), {
+        **dict(zip(names, np.asarray(jax.device_get(seen)).mean(0))),
+        "valid_loss": tested.loss,
+        "valid_accuracy": tested.metric,
+      }
 
-  def _good(self, epoch: int, genotype: np.ndarray, state, running) -> _Good | None:
-    """The end of an epoch, if nothing is wrong there."""
-    arrays = {"weights": state.weights, "statistics": running, "alphas": state.alphas}
-    arrays = jax.device_get(arrays)
-    fine = all(np.isfinite(part).all() for part in jax.tree.leaves(arrays))
-    return _Good(epoch, genotype, arrays) if fine else None
+    return Search(
+      num_params=cell_cnn.num_params(state.weights),
+      steps=steps,
+      unit="steps",
+      carry=(state, placement.put(running)),
+      epoch=epoch,
+      place=placement.put,
+    )
 
-  def _train(
+  def _check(self, epoch: int, watched: darts.Watched) -> None:
+    """Ends the search if an alpha is not finite.
+
+    Raises:
+      InputError: naming it, and the step that made it so.
+    """
+    fault = self.space.fault(watched.alphas)
+    if fault:
+      raise InputError(
+        f"{fault}, in step {watched.step + 1} of epoch {epoch}; {self._keep()}; a "
+        "lower --config.strategy.alpha_learning_rate or "
+        "--config.strategy.learning_rate may help"
+      )
+
+  def remember(self, epoch: int, genotype: np.ndarray, carry: tuple) -> None:
+    """Keeps the end of an epoch, if nothing is wrong there."""
+    state, running = carry
+    arrays = jax.device_get(
+      {"weights": state.weights, "statistics": running, "alphas": state.alphas}
+    )
+    if all(np.isfinite(part).all() for part in jax.tree.leaves(arrays)):
+      self.good = _Good(epoch, genotype, arrays)
+
+  def train(
     self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """One network from scratch; what it gave, and (weights, statistics).
+    """See `Job.train`; a model is (weights, statistics).
 
-    Its checkpoints, called `name`, are gone when it is done.
+    Its checkpoints are gone when it is done.
     """
     run, images = self.run, self.images
     cells = self.space.decode(genotype)
@@ -371,51 +272,48 @@ class _Job:
       "seconds": time.perf_counter() - start,
     }, model
 
-  def _keep(self, good: _Good | None) -> str:
+  def export(self, genotype: np.ndarray, model: Any, result: dict[str, Any]) -> None:
+    weights, statistics = model
+    portable_images.save(
+      self.run.workdir / "best",
+      space=self.space,
+      genotype=genotype,
+      plan=self.network,
+      weights=weights,
+      statistics=statistics,
+      images=self.images,
+      metrics={name: result[name] for name in ("test_accuracy", "test_loss")},
+      log=self.run.log,
+    )
+
+  def _keep(self) -> str:
     """Saves the last epoch in which nothing was wrong, and says where it is."""
+    good = self.good
     if good is None:
       return "no epoch before was without fault"
-    self._export(
-      _GOOD, good.genotype, self.supernet, good.arrays, {"epoch": good.epoch}
+    export.save_best(
+      self.run.workdir / _GOOD,
+      genotype=good.genotype.tolist(),
+      arch=self.space.describe(good.genotype),
+      space=portable_images.description(self.space, self.supernet),
+      task="multiclass",
+      weights=portable_images.named(good.arrays),
+      preprocessing=portable_images.preprocessing(self.images),
+      metrics={"epoch": good.epoch},
     )
     return (
       f"genotype, alphas and weights of epoch {good.epoch} are kept in "
       f"{self.run.workdir / _GOOD}"
     )
 
-  def _export(
-    self, folder: str, genotype, plan: cell_cnn.Plan, arrays, metrics
-  ) -> None:
-    """A network as files, in a folder of the run."""
-    images = self.images
-    export.save_best(
-      self.run.workdir / folder,
-      genotype=np.asarray(genotype).tolist(),
-      arch=self.space.describe(genotype),
-      space=self.space.to_dict() | {"network": plan._asdict()},
-      task="multiclass",
-      weights={
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-      },
-      preprocessing={
-        "mean": images.mean.tolist(),
-        "std": images.std.tolist(),
-        "classes": list(images.class_names),
-      },
-      metrics=metrics,
-    )
+  def num_copies(self, genotype: np.ndarray) -> int:
+    return num_skips(genotype, self.space)
 
-  def print_result(self, summary: dict[str, Any]) -> None:
-    """The result as a table for the user."""
-    rows = [
-      ["derived cell", f"{summary['test_accuracy']:.4f}", f"{summary['num_params']:,}"]
-    ]
-    rows += [
-      [f"random cell {i + 1}", f"{r['test_accuracy']:.4f}", f"{r['num_params']:,}"]
-      for i, r in enumerate(summary["random_cells"])
-    ]
-    self.run.table("Result", ["", "test accuracy", "parameters"], rows)
+  def write_report(self, summary: Mapping[str, Any]) -> Any:
+    return common_darts_report.write(self.run, summary, self.space)
+
+  def result_row(self, result: Mapping[str, Any]) -> list[str]:
+    return [f"{result['test_accuracy']:.4f}", f"{result['num_params']:,}"]
 
 
 def num_skips(genotype: np.ndarray, space: ConvCell) -> int:

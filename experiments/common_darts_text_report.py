@@ -41,6 +41,8 @@ def write(run: Run, summary: Mapping[str, Any], space: RecurrentCell) -> pathlib
 
 def headline(summary: Mapping[str, Any]) -> str:
   """What came out, also when random cells are no worse."""
+  if summary.get("failure"):
+    return f"The search failed: {summary['failure']}."
   if "test_perplexity" not in summary:
     epochs = summary.get("epochs_searched", 0)
     return f"Stopped after {epochs} epochs of the search; nothing was tested."

@@ -1,15 +1,13 @@
-"""The DARTS job on texts: search, derive, retrain, control, report.
+"""The DARTS job on texts; see `common_darts_job`.
 
-Liu, Simonyan and Yang, "DARTS: differentiable architecture search", ICLR 2019, sections
-3.1.2 and A.2: alphas and weights of a recurrent supernet descend in turn, the strongest
-activations make a cell, and its language model is trained from scratch and tested once.
-Random cells of the same space, trained alike, are the control.
+Liu, Simonyan and Yang, ICLR 2019, sections 3.1.2 and A.2: what is searched is the cell
+of a recurrent language model.
 """
 
 import dataclasses
-import functools
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,66 +15,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common_darts_text_report
-from experiments.common_darts import NO_SCALARS, result_of
+from experiments.common_darts_job import Copies, Job, Search
 from experiments.common_darts_text import DARTSTextConfig, check
-from nasjax import runtime
-from nasjax.core import counter, interrupts, keys
+from nasjax.core import counter, keys
 from nasjax.core.types import InputError
 from nasjax.data import text as text_lib
 from nasjax.data.text import Text
 from nasjax.networks import cell_rnn, supernet_rnn
 from nasjax.results import export
 from nasjax.runtime import Run
-from nasjax.spaces import base
 from nasjax.spaces.recurrent_cell import RecurrentCell
 from nasjax.strategies import darts
 from nasjax.training import recurrent
 
 
 def run_darts(config: DARTSTextConfig, run: Run, text: Text) -> None:
-  """Search, derive, retrain, control, report.
-
-  On Ctrl-C what was recorded is kept, and the report of it is written.
+  """Search, derive, retrain, control, report; see `common_darts_job.Job.execute`.
 
   Raises:
     InputError: for a config that does not fit the text (nothing was touched then), or
       alphas that became NaN, saying which and when.
   """
-  job = _Job(config, run, text)
-  run.begin(resumes=True)
-  summary: dict[str, Any] = {
-    "experiment": run.experiment,
-    "seed": run.seed,
-    "status": "interrupted",
-    "data": {
-      "name": text.name,
-      "unit": text.unit,
-      "tokens": {s: len(getattr(text, s)) for s in ("train", "valid", "test")},
-      "vocabulary": len(text.vocabulary),
-      "unknown": text.unknown,
-    },
-    "environment": runtime.environment(),
-    "command": run.command,
-    "warnings": [],
-  }
-  run.log(text_lib.describe(text))
-  try:
-    job.work(summary)
-    summary["status"] = "finished"
-  finally:
-    summary |= run.compile_stats()
-    run.write_summary(summary)
-    page = common_darts_text_report.write(run, summary, job.space)
-    run.log(f"report: {page}")
-  job.print_result(summary)
+  _TextJob(config, run, text).execute()
 
 
-class _Job:
-  """The parts of a job, made before anything is written, and the work."""
+class _TextJob(Job):
+  """A job on a text."""
+
+  validated = ("supernet_perplexity", "valid_perplexity")
+  columns = ["validation perplexity", "test perplexity", "parameters"]
 
   def __init__(self, config: DARTSTextConfig, run: Run, text: Text):
     self.config, self.run, self.text = config, run, text
     self.space, self.given = check(config)
+    self.copies = Copies(
+      name="identities",
+      entry="identities",
+      most=config.nodes,
+      alarm=common_darts_text_report.collapsed_from(self.space),
+      stopped="{} nodes only copy",
+      collapsed="the cell has collapsed: {} of its {} nodes only copy",
+    )
     read = math.ceil(config.strategy.part * len(text.train))
     self.searched_tokens = {"train": text.train[:read], "valid": text.valid}
     measured = {"valid": text.valid, "test": text.test}
@@ -124,50 +103,21 @@ class _Job:
       alpha_weight_decay=strategy.alpha_weight_decay,
     )
 
-  def work(self, summary: dict[str, Any]) -> None:
-    """Enters what each step gave."""
-    run, space, count = self.run, self.space, self.config.random_cells
-    search_key, retrain_key, random_key = keys.named(
-      run.key, "search", "retrain", "random"
-    )
-    if self.given is None:
-      summary |= run.once("search", lambda: self._search(search_key, summary))
-      genotype = np.array(summary.pop("genotype"), np.int32)
-    else:
-      genotype = self.given
-    arch = space.describe(genotype)
-    summary |= {"arch": arch, "identities": num_identities(genotype, space)}
+  def describe_data(self) -> tuple[str, dict[str, Any]]:
+    text = self.text
+    return text_lib.describe(text), {
+      "name": text.name,
+      "unit": text.unit,
+      "tokens": {s: len(getattr(text, s)) for s in ("train", "valid", "test")},
+      "vocabulary": len(text.vocabulary),
+      "unknown": text.unknown,
+    }
 
-    def derived() -> dict[str, Any]:
-      run.log(f"training from scratch: {arch}")
-      result, weights = self._train(retrain_key, genotype, "the derived cell")
-      if weights is not None:
-        self._export(genotype, weights, result)
-      return result
-
-    summary |= run.once("derived", derived)
-    drawn = jax.vmap(lambda key: base.sample(space, key))(
-      jax.random.split(random_key, max(count, 1))
-    )
-    summary["random_cells"] = []
-    run.rewind("control_records", 0, "control")  # written again from what stages gave
-    with run.records("control_records") as records:
-      for number in range(1, count + 1):
-        own = np.asarray(drawn[number - 1])
-        label = f"random cell {number} of {count}"
-        train = functools.partial(self._train, retrain_key, own, label)
-        found = run.once(f"random_{number}", functools.partial(result_of, train))
-        row = {"arch": space.describe(own), "score": None, **found}
-        records.write(row)
-        summary["random_cells"].append(row)
-
-  def _search(self, key: jax.Array, summary: dict[str, Any]) -> dict[str, Any]:
-    """The supernet's search; entries of the summary, and the last epoch's genotype."""
-    run, space, config = self.run, self.space, self.config.strategy
-    window, batch = self.config.window, config.batch_size
+  def make_search(self, key: jax.Array) -> Search:
+    config, window = self.config.strategy, self.config.window
     init_key, windows_key, masks_key = keys.named(key, "init", "windows", "masks")
     streams = {
-      name: text_lib.streams(tokens, batch)
+      name: text_lib.streams(tokens, config.batch_size)
       for name, tokens in self.searched_tokens.items()
     }
     filled = {k: recurrent.on_device(v, window) for k, v in streams.items()}
@@ -179,115 +129,74 @@ class _Job:
     walk = _Walk(streams["valid"], window)
     windows_seed = int(counter.seed(windows_key))
     state = self.strategy.init(init_key)
-    summary["supernet_params"] = cell_rnn.num_params(state.weights)
     # See `strategies.darts`: on a CPU the step is not compiled as a whole.
     whole = jax.default_backend() != "cpu"
     step = self.strategy.step
     step = jax.jit(step, donate_argnums=0) if whole else step
     test = recurrent.supernet_tester(self.supernet, window)
-    nothing = jnp.zeros((batch, self.supernet.hidden))
-    run.log(f"compiling the supernet's step, {summary['supernet_params']:,} weights")
-    checkpoints, valid_hidden = run.checkpoints("search"), nothing
-    before: list[dict[str, Any]] = []
-    first, seconds = 0, 0.0
-    if run.resumed:
-      saved = checkpoints.restore((state, valid_hidden, walk.position, seconds))
-      if saved:
-        first, (state, valid_hidden, walk.position, seconds) = saved
-        run.log(f"search: goes on after epoch {first}")
-      before = run.rewind("records", first, "search")
-    if before:
-      perplexity = before[-1]["valid_perplexity"]
-      summary |= {"epochs_searched": first, "supernet_perplexity": perplexity}
-    begun = time.perf_counter() - seconds
-    genotype = self.strategy.derive(state)
-    done = first * (len(streams["train"]) - 1)
-    total = config.epochs * (len(streams["train"]) - 1)
-    with (
-      checkpoints,
-      run.progress(total, "search", "steps of the text") as progress,
-      run.records() as out,
-    ):
-      for epoch in range(first, config.epochs):
-        if before and 0 < config.stop_at_identities <= before[-1]["identities"]:
-          break
-        hidden, seen = nothing, []
-        rng = np.random.default_rng([windows_seed, epoch])
-        cuts = text_lib.windows(len(streams["train"]), window, rng)
-        for number, (start, length) in enumerate(zip(*cuts)):
-          own_key = jax.random.fold_in(jax.random.fold_in(masks_key, epoch), number)
-          train_key, valid_key = keys.named(own_key, "train", "valid")
-          valid_start, valid_length, wrapped = walk.step()
-          valid_hidden = nothing if wrapped else valid_hidden
-          state, info = step(
-            state,
-            make(train_key, filled["train"], start, length, hidden),
-            make_valid(
-              valid_key, filled["valid"], valid_start, valid_length, valid_hidden
-            ),
-            np.float32(length / window),
-          )
-          hidden = info.auxiliary.hidden
-          valid_hidden = info.valid_auxiliary.hidden
-          seen.append([info.auxiliary.cross_entropy, info.valid_loss])
-          jax.block_until_ready(hidden)
-          done += int(length)
-          progress.update(done, epoch=epoch + 1)
-        try:
-          genotype = self.strategy.derive(state)
-        except InputError as error:
-          raise InputError(
-            f"epoch {epoch + 1} of the search: {error}; the epochs before are kept in "
-            f"records.jsonl and checkpoints/ of {run.workdir}"
-          ) from None
-        valid = float(test((state.weights, state.alphas), streams["valid"]))
-        train, outer = np.average(np.asarray(seen), axis=0, weights=cuts.lengths)
-        row = {
-          "epoch": epoch + 1,
-          "train_loss": train,
-          "train_perplexity": np.exp(train),
-          "outer_loss": outer,
-          "valid_loss": valid,
-          "valid_perplexity": np.exp(valid),
-          "identities": num_identities(genotype, space),
-          "arch": space.describe(genotype),
-          "alphas": state.alphas,
-        }
-        with interrupts.held():
-          out.write(row)
-          run.metrics.write(
-            epoch + 1,
-            {f"search/{k}": float(v) for k, v in row.items() if k not in NO_SCALARS},
-          )
-          summary |= {
-            "epochs_searched": epoch + 1,
-            "supernet_perplexity": float(np.exp(valid)),
-          }
-          spent = time.perf_counter() - begun
-          checkpoints.save(epoch + 1, (state, valid_hidden, walk.position, spent))
-        if 0 < config.stop_at_identities <= row["identities"]:
-          run.log(
-            f"stopped after epoch {epoch + 1}: {row['identities']} nodes only copy"
-          )
-          break
-    copies = num_identities(genotype, space)
-    if copies >= common_darts_text_report.collapsed_from(space):
-      warning = (
-        f"the cell has collapsed: {copies} of its {self.config.nodes} nodes only copy; "
-        "--config.strategy.stop_at_identities ends a search before"
-      )
-      run.warn(warning)
-      summary["warnings"].append(warning)
-    names = ("supernet_params", "epochs_searched", "supernet_perplexity", "warnings")
-    return {name: summary[name] for name in names if name in summary} | {
-      "search_seconds": time.perf_counter() - begun,
-      "genotype": genotype.tolist(),
-    }
+    nothing = jnp.zeros((config.batch_size, self.supernet.hidden))
 
-  def _train(
-    self, key: jax.Array, genotype: np.ndarray, label: str
+    def epoch(number: int, carry: tuple, advance: Callable[[int], None]):
+      state, valid_hidden, walked = carry
+      hidden, seen, done, last = nothing, [], 0, None
+      rng = np.random.default_rng([windows_seed, number])
+      cuts = text_lib.windows(len(streams["train"]), window, rng)
+      for place, (start, length) in enumerate(zip(*cuts)):
+        own_key = jax.random.fold_in(jax.random.fold_in(masks_key, number), place)
+        train_key, valid_key = keys.named(own_key, "train", "valid")
+        valid_start, valid_length = walk.window(walked)
+        valid_hidden = valid_hidden if walked else nothing
+        state, info = step(
+          state,
+          make(train_key, filled["train"], start, length, hidden),
+          make_valid(
+            valid_key, filled["valid"], valid_start, valid_length, valid_hidden
+          ),
+          np.float32(length / window),
+        )
+        hidden = info.auxiliary.hidden
+        valid_hidden = info.valid_auxiliary.hidden
+        walked = walk.after(walked)
+        seen.append([info.auxiliary.cross_entropy, info.valid_loss])
+        # For the step before: the device has the next one when it is done with one.
+        jax.block_until_ready(last)
+        last = info.valid_loss
+        done += int(length)
+        advance(done)
+      valid = float(test((state.weights, state.alphas), streams["valid"]))
+      train, outer = np.average(
+        np.asarray(jax.device_get(seen)), axis=0, weights=cuts.lengths
+      )
+      return (state, valid_hidden, walked), {
+        "train_loss": train,
+        "train_perplexity": np.exp(train),
+        "outer_loss": outer,
+        "valid_loss": valid,
+        "valid_perplexity": np.exp(valid),
+      }
+
+    return Search(
+      num_params=cell_rnn.num_params(state.weights),
+      steps=len(streams["train"]) - 1,
+      unit="steps of the text",
+      carry=(state, nothing, 0),
+      epoch=epoch,
+    )
+
+  def derive(self, epoch: int, state: Any) -> np.ndarray:
+    try:
+      return self.strategy.derive(state)
+    except InputError as error:
+      raise InputError(
+        f"epoch {epoch} of the search: {error}; the epochs before are kept in "
+        f"records.jsonl and checkpoints/ of {self.run.workdir}"
+      ) from None
+
+  def train(
+    self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """One cell from scratch: what it gave, and the weights of its best epoch."""
+    """See `Job.train`; a model is the weights of the best epoch. No checkpoints."""
+    del name
     run, cell = self.run, self.space.decode(genotype)
     start = time.perf_counter()
     best: recurrent.Trained | None = None
@@ -325,15 +234,14 @@ class _Job:
     result["seconds"] = time.perf_counter() - start
     return result, None if best is None else best.weights
 
-  def _export(self, genotype: np.ndarray, weights, result: dict[str, Any]) -> None:
-    """The cell and its weights as files: `best/`."""
+  def export(self, genotype: np.ndarray, model: Any, result: dict[str, Any]) -> None:
     export.save_best(
       self.run.workdir / "best",
       genotype=np.asarray(genotype).tolist(),
       arch=self.space.describe(genotype),
       space=self.space.to_dict() | {"network": self.network._asdict()},
       task="language_model",
-      weights={name: np.asarray(value) for name, value in weights.items()},
+      weights={name: np.asarray(value) for name, value in model.items()},
       preprocessing={
         "unit": self.text.unit,
         "vocabulary": list(self.text.vocabulary),
@@ -344,26 +252,16 @@ class _Job:
       },
     )
 
-  def print_result(self, summary: dict[str, Any]) -> None:
-    """The result as a table for the user."""
-    named = [("derived cell", summary)]
-    named += [
-      (f"random cell {number}", row)
-      for number, row in enumerate(summary["random_cells"], 1)
-    ]
-    rows = [
-      [
-        name,
-        *(
-          "diverged" if row[k] is None else f"{row[k]:.3f}"
-          for k in ("valid_perplexity", "test_perplexity")
-        ),
-        f"{row['num_params']:,}",
-      ]
-      for name, row in named
-    ]
-    columns = ["", "validation perplexity", "test perplexity", "parameters"]
-    self.run.table("Result", columns, rows)
+  def num_copies(self, genotype: np.ndarray) -> int:
+    return num_identities(genotype, self.space)
+
+  def write_report(self, summary: Mapping[str, Any]) -> Any:
+    return common_darts_text_report.write(self.run, summary, self.space)
+
+  def result_row(self, result: Mapping[str, Any]) -> list[str]:
+    names = ("valid_perplexity", "test_perplexity")
+    said = ["diverged" if result[k] is None else f"{result[k]:.3f}" for k in names]
+    return [*said, f"{result['num_params']:,}"]
 
 
 class _Walk:
@@ -371,13 +269,14 @@ class _Walk:
 
   def __init__(self, streams: np.ndarray, window: int):
     self._cuts = text_lib.windows(len(streams), window)
-    self.position = 0
 
-  def step(self) -> tuple[np.int32, np.int32, bool]:
-    """Start and length of the next window, and whether the streams begin again."""
-    number = self.position
-    self.position = (number + 1) % len(self._cuts.starts)
-    return self._cuts.starts[number], self._cuts.lengths[number], number == 0
+  def window(self, position: int) -> tuple[np.int32, np.int32]:
+    """Start and length of a window; at position 0 the streams begin."""
+    return self._cuts.starts[position], self._cuts.lengths[position]
+
+  def after(self, position: int) -> int:
+    """The position of the next one."""
+    return (position + 1) % len(self._cuts.starts)
 
 
 def num_identities(genotype: np.ndarray, space: RecurrentCell) -> int:

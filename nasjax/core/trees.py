@@ -57,8 +57,19 @@ def like(template: Any, stored: Any) -> Any:
       f"expected rank {np.ndim(template)} and {template.dtype}, found "
       f"{np.ndim(stored)} and {stored.dtype}"
     )
-  is_jax = isinstance(template, jax.Array)
-  return jnp.asarray(stored) if is_jax else np.asarray(stored)
+  return _unbound(stored) if isinstance(template, jax.Array) else np.asarray(stored)
+
+
+def _unbound(stored: Any) -> jax.Array:
+  """An array that may go to any device.
+
+  What a checkpoint gives is bound to one, and the programs of bound arrays are others
+  than those that the run had compiled.
+  """
+  if jnp.issubdtype(stored.dtype, jax.dtypes.prng_key):
+    data = _unbound(jax.random.key_data(stored))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(stored))
+  return jnp.asarray(np.asarray(stored))
 
 
 def _pairs(template: dict[str, Any], stored: Any):

@@ -16,7 +16,7 @@ from nasjax.results import records
 
 FILES = ("genotype.json", "weights.npz", "preprocessing.json")
 PORTABLE_FILES = ("predict.py", "model.jaxexport", "model.onnx")
-"""What stands beside them where the network is a chain; see `training.portable`."""
+"""What stands beside them; see `training.portable` and `training.portable_images`."""
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 

@@ -276,6 +276,35 @@ class Info(NamedTuple):
   valid_auxiliary: Any
 
 
+class Watched(NamedTuple):
+  """Alphas as they were when one first was not finite, on the device.
+
+  A loop that asks the device after every step makes it wait; this can be asked seldom,
+  and still says which step it was.
+
+  Attributes:
+    alphas: after that step; while there is none, after the last.
+    step: scalar int32, that step, or -1.
+  """
+
+  alphas: Any
+  step: jax.Array
+
+
+def watched(alphas: Any) -> Watched:
+  """Before the first step; a copy, as that step may take the place of its state."""
+  return Watched(jax.tree.map(jnp.copy, alphas), jnp.int32(-1))
+
+
+def watch(before: Watched, alphas: Any, step: jax.Array | int) -> Watched:
+  """After another step, to these alphas; pure, to be compiled."""
+  finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(alphas)]
+  fine = before.step < 0
+  found = fine & ~jnp.stack(finite).all()
+  kept = jax.tree.map(lambda old, new: jnp.where(fine, new, old), before.alphas, alphas)
+  return Watched(kept, jnp.where(found, jnp.int32(step), before.step))
+
+
 def darts(
   init_weights: Callable[[jax.Array], Any],
   init_alphas: Callable[[jax.Array], Any],

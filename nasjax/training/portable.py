@@ -11,8 +11,6 @@ has one definition. Nothing here is a pickle.
 """
 
 import functools
-import importlib.util
-import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -28,10 +26,11 @@ from nasjax.data import standalone
 from nasjax.networks import mlp
 from nasjax.results import export
 from nasjax.spaces.mlp_chain import Dense, Layer, MLPChain
+from nasjax.training import onnx_graph
+from nasjax.training.onnx_graph import Graph
 from nasjax.training.step import predict
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_OPSET, _IR_VERSION = 17, 8  # what onnxruntime has read since 2022
 _OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "elu": "Elu"}
 
 
@@ -63,10 +62,10 @@ def save(
     "predict.py": pathlib.Path(standalone.__file__).read_bytes(),
     "model.jaxexport": to_jax_export(layers, weights, target),
   }
-  if importlib.util.find_spec("onnx"):
+  if onnx_graph.available():
     files["model.onnx"] = to_onnx(layers, weights, preprocessing)
   else:
-    log('model.onnx is left out: pip install -e ".[onnx]" brings what writes it')
+    log(onnx_graph.LEFT_OUT)
     (pathlib.Path(folder) / "model.onnx").unlink(missing_ok=True)
   export.save_best(
     folder,
@@ -147,62 +146,37 @@ def to_onnx(
   Its input is `features`, its output `probabilities` or `prediction`; the names of
   features and classes are in its metadata, as JSON. Dropout is nothing here.
   """
-  import onnx
-  from onnx import TensorProto, helper, numpy_helper
-
-  target, nodes, values = preprocessing["target"], [], {}
-
-  def add(operator: str, *inputs: str, name: str, **attributes: Any) -> str:
-    nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
-    return name
-
-  def constant(name: str, value: Any) -> str:
-    values[name] = np.asarray(value)
-    return name
-
+  graph, target = Graph(), preprocessing["target"]
   activations = [
     _OPERATORS[dense.activation] for _, dense, _ in mlp.with_dropout(layers)
   ]
   h, out = "features", "probabilities"
   shape: list[str | int] = ["rows"]
   for i, layer in enumerate(weights):
-    kernel, bias = (constant(f"layer_{i}/{p}", layer[p]) for p in ("kernel", "bias"))
-    h = add("Gemm", h, kernel, bias, name=f"layer_{i}")
+    parts = (graph.constant(layer[p], f"layer_{i}/{p}") for p in ("kernel", "bias"))
+    h = graph.add("Gemm", h, *parts, name=f"layer_{i}")
     if i < len(activations):
-      h = add(activations[i], h, name=f"layer_{i}/activation")
+      h = graph.add(activations[i], h, name=f"layer_{i}/activation")
   if target["task"] == "regression":
-    axis = constant("axis", np.array([1]))
-    h = add("Squeeze", h, axis, name="standardised")
-    h = add("Mul", h, constant("scale", np.float32(target["scale"])), name="scaled")
+    axis = graph.constant(np.array([1]), "axis")
+    h = graph.add("Squeeze", h, axis, name="standardised")
+    scale, mean = (graph.constant(np.float32(target[p]), p) for p in ("scale", "mean"))
+    h = graph.add("Mul", h, scale, name="scaled")
     out = "prediction"
-    add("Add", h, constant("mean", np.float32(target["mean"])), name=out)
+    graph.add("Add", h, mean, name=out)
   else:
     shape.append(len(target["classes"]))
     if target["task"] == "binary":
-      less = add("Sigmoid", add("Neg", h, name="negative"), name="first")
-      add("Concat", less, add("Sigmoid", h, name="second"), name=out, axis=1)
+      less = graph.add("Sigmoid", graph.add("Neg", h, name="negative"), name="first")
+      more = graph.add("Sigmoid", h, name="second")
+      graph.add("Concat", less, more, name=out, axis=1)
     else:
-      add("Softmax", h, name=out, axis=1)
-  width = weights[0]["kernel"].shape[0]
-  graph = helper.make_graph(
-    nodes,
-    "nasjax",
-    [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", width])],
-    [helper.make_tensor_value_info(out, TensorProto.FLOAT, shape)],
-    [numpy_helper.from_array(value, name) for name, value in values.items()],
-  )
-  model = helper.make_model(
-    graph,
-    opset_imports=[helper.make_opsetid("", _OPSET)],
-    ir_version=_IR_VERSION,
-    producer_name="nasjax",
-  )
-  helper.set_model_props(
-    model,
+      graph.add("Softmax", h, name=out, axis=1)
+  return graph.to_bytes(
+    {"features": (np.float32, ["rows", weights[0]["kernel"].shape[0]])},
+    {out: (np.float32, shape)},
     {
-      "features": json.dumps(standalone.feature_names(preprocessing["features"])),
-      "classes": json.dumps(target["classes"]),
+      "features": standalone.feature_names(preprocessing["features"]),
+      "classes": target["classes"],
     },
   )
-  onnx.checker.check_model(model, full_check=True)
-  return model.SerializeToString()

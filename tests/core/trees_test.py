@@ -53,6 +53,17 @@ def test_a_stored_state_is_the_state_again(count):
   assert type(found.left["n"]) is int
 
 
+def test_an_array_that_comes_back_is_bound_to_no_device():
+  """A program compiled for one that is not would be compiled again for one that is."""
+  stored = {"array": np.ones(3, np.float32), "key": jax.random.key(7)}
+  bound = jax.device_put(stored, jax.devices()[0])
+  found = trees.like({"array": jnp.zeros(3), "key": jax.random.key(0)}, bound)
+  for name, array in found.items():
+    assert bound[name].committed and not array.committed
+  np.testing.assert_array_equal(found["array"], stored["array"])
+  assert jax.random.bits(found["key"]) == jax.random.bits(jax.random.key(7))
+
+
 @pytest.mark.parametrize(
   ("template", "stored", "message"),
   [

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import random
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killed_runs import copied_cache, found, killed_when, started
 
 import run as cli
 from experiments import common_darts_text_report, common_darts_text_run, darts_text
@@ -19,22 +21,25 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 TEXT = pathlib.Path(__file__).resolve().parents[2] / "LICENSE"  # a real one
 
 
+LINE = ["--experiment=darts_text", "--smoke"]
+SEARCH = [f"--config.data.path={TEXT}", "--config.strategy.epochs=2"]
+
+
 def run(*arguments):
-  line = ["--experiment=darts_text", "--smoke", "--compilation_cache=off"]
-  return cli.main([*line, *arguments])
+  return cli.main([*LINE, "--compilation_cache=off", *arguments])
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
   jax.config.update("jax_disable_most_optimizations", True)
   out = tmp_path_factory.mktemp("darts_text") / "out"
-  assert run(f"--workdir={out}", f"--config.data.path={TEXT}") == 0
+  assert run(f"--workdir={out}", *SEARCH) == 0
   return out
 
 
 def test_a_run_from_search_to_report(searched):
   summary = json.loads((searched / "summary.json").read_text())
-  assert summary["status"] == "finished" and summary["epochs_searched"] == 1
+  assert summary["status"] == "finished" and summary["epochs_searched"] == 2
   vocabulary = summary["data"]["vocabulary"]
   assert 1 < summary["test_perplexity"] < 1.5 * vocabulary
   np.testing.assert_allclose(
@@ -46,7 +51,7 @@ def test_a_run_from_search_to_report(searched):
   assert summary["flops"] == 2 * (8 * 8 + 2 * 4 * 8 + 4 * vocabulary)
   assert len(summary["random_cells"]) == 1 and len(summary["curve"]) == 2
   assert summary["valid_perplexity"] == min(summary["curve"])
-  (row,) = map(json.loads, (searched / "records.jsonl").read_text().splitlines())
+  *_, row = map(json.loads, (searched / "records.jsonl").read_text().splitlines())
   space = RecurrentCell(2)
   assert space.describe(space.derive(np.array(row["alphas"]))) == summary["arch"]
   assert row["arch"] == summary["arch"]
@@ -60,6 +65,20 @@ def test_a_run_from_search_to_report(searched):
   assert best.description["arch"] == summary["arch"]
   assert best.weights["embedding"].shape == (vocabulary, 4)
   assert len(best.preprocessing["vocabulary"]) == vocabulary
+
+
+def test_kills_change_nothing(searched, tmp_path):
+  """In the search after its first checkpoint, and in the training that follows."""
+  out, rng = tmp_path / "out", random.Random(0)
+  line = [*LINE, *SEARCH, f"--workdir={out}"]
+  cache = copied_cache(tmp_path)
+  for reached in (out / "checkpoints" / "search" / "1", out / "stages.json"):
+    killed_when(started(line, cache, quick=True), reached.exists, rng)
+  last = started(line, cache, quick=True)
+  last.join()
+  assert last.exitcode == 0
+  assert found(out) == found(searched)
+  assert "search: goes on after epoch" in (out / "log.txt").read_text()
 
 
 def test_a_genotype_is_trained_without_a_search(searched, tmp_path):
@@ -107,7 +126,9 @@ def test_alphas_that_are_no_numbers_end_it_in_one_line(tmp_path, capsys, monkeyp
   (line,) = capsys.readouterr().err.strip().splitlines()
   assert "epoch 1 of the search: alphas of the recurrent cell: edge 0" in line
   assert "is nan" in line and "records.jsonl" in line
-  assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["status"] == "failed" and summary["failure"] in line
+  assert "The search failed: epoch 1" in (out / "report.md").read_text()
   assert not (out / "best").exists()
 
 

@@ -1,16 +1,14 @@
 """A run that is killed, and killed again, ends as one that was not."""
 
 import json
-import multiprocessing
 import pathlib
 import random
-import sys
 import time
 
-import numpy as np
 import pytest
+from killed_runs import found, lines_of
+from killed_runs import started as started_command
 
-import run
 from nasjax.core import interrupts
 
 KILLS = 20
@@ -22,57 +20,10 @@ ARGUMENTS = [
   "--config.estimator.rungs=1,2",
   "--config.baseline=false",
 ]
-# What is told of the clock, of the process or of the command, not of the search.
-OF_THE_PROCESS = ("seconds", "compile", "cached", "command", "longest")
-
-# Processes are forked off one that has imported everything: twenty kills would
-# otherwise be twenty times the imports.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-  ["run", "experiments.mlpnas_digits", "orbax.checkpoint", "matplotlib.pyplot"]
-)
-
-
-def as_a_command(arguments: list[str]) -> None:
-  interrupts.listen()
-  sys.exit(run.main(arguments))
 
 
 def started(workdir: pathlib.Path, cache: pathlib.Path):
-  arguments = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={cache}"]
-  process = context.Process(target=as_a_command, args=(arguments,))
-  process.start()
-  return process
-
-
-def lines_of(path: pathlib.Path) -> int:
-  return path.read_text().count("\n") if path.exists() else 0
-
-
-def steady(values: dict) -> dict:
-  return {
-    name: value
-    for name, value in values.items()
-    if not any(part in name for part in OF_THE_PROCESS)
-  }
-
-
-def found(workdir: pathlib.Path) -> dict:
-  """All that a run leaves but for what the clock says."""
-  records = {
-    name: [steady(json.loads(line)) for line in path.read_text().splitlines()]
-    for name in ("records.jsonl", "control_records.jsonl", "metrics.jsonl")
-    if (path := workdir / name)
-  }
-  for line in records["metrics.jsonl"]:
-    del line["time"]
-  weights = np.load(workdir / "best" / "weights.npz")
-  return {
-    **records,
-    "summary": steady(json.loads((workdir / "summary.json").read_text())),
-    "genotype": (workdir / "best" / "genotype.json").read_text(),
-    "weights": {name: weights[name].tolist() for name in weights.files},
-  }
+  return started_command([*ARGUMENTS, f"--workdir={workdir}"], cache)
 
 
 @pytest.fixture(scope="module")

@@ -343,6 +343,19 @@ def test_alphas_follow_optax_adam_with_decay():
   assert np.abs(moved.alphas - (state.alphas + update)).max() > 1e-5
 
 
+def test_the_first_step_that_is_not_finite_is_remembered_as_it_was():
+  steps = [{"a": jnp.arange(3.0) + number, "b": jnp.ones(2)} for number in range(5)]
+  steps[2]["b"] = jnp.array([1.0, jnp.inf])
+  steps[3]["a"] = jnp.full(3, jnp.nan)  # and what comes of it changes nothing
+  seen, found = darts.watched(steps[0]), []
+  for number, alphas in enumerate(steps):
+    seen = jax.jit(darts.watch)(seen, alphas, number)
+    found.append(seen)
+  assert [int(each.step) for each in found] == [-1, -1, 2, 2, 2]
+  for each, number in zip(found, (0, 1, 2, 2, 2)):
+    jax.tree.map(np.testing.assert_array_equal, each.alphas, steps[number])
+
+
 @pytest.mark.parametrize(
   "options, match",
   [

@@ -29,6 +29,7 @@ rng, task, space = np.random.default_rng(0), get_task("multiclass"), ConvCell(1)
 plan = cell_cnn.make_plan((8, 8, 1), 3, channels=2, layers=3, nodes=1)
 rows = Split(rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
              (np.arange(16) % 3).astype(np.int32))
+halves = jnp.roll(jnp.arange(16), 8)  # every device has other rows of the alphas' batch
 
 def loss(weights, alphas, batch):
   # Two operations mixed, and a mean over the batch as a normalisation has it.
@@ -58,13 +59,24 @@ def search(placement):
   return jax.device_get(found)
 
 def supernet(placement):
-  weights = placement.put(supernet_cnn.init(np.uint32(0), plan))
-  alphas = placement.put(supernet_cnn.init_alphas(jax.random.key(0), 1))
-  data = placement.put(cells.Batch(*rows))
-  batch = cells.search_batches(0, placement)(jax.random.key(1), data, jnp.arange(16))
-  form = supernet_cnn.Form(stacked=True)
-  return jax.device_get(
-    jax.jit(cells.supernet_loss(plan, task, form))(weights, alphas, batch))
+  # An exact second-order step: the gradient as Adam keeps it, and all that moves.
+  # A normal and a reduction cell are enough.
+  small = plan._replace(cells=plan.cells[:2])
+  loss = cells.supernet_loss(small, task, supernet_cnn.Form(stacked=True))
+  strategy = darts.darts(
+    lambda key: supernet_cnn.init(np.uint32(0), small),
+    lambda key: supernet_cnn.init_alphas(key, 1),
+    loss, loss, space.derive, order="2", num_steps=1)
+  state = placement.put(strategy.init(jax.random.key(0)))
+  data, batches = placement.put(cells.Batch(*rows)), cells.search_batches(0, placement)
+  train, valid = (
+    batches(jax.random.key(1), data, order) for order in (jnp.arange(16), halves))
+  step = cells.search_step(strategy.step, placement)
+  if placement.devices > 1:
+    step = step.lower(state, train, valid).compile()
+    assert "all-reduce" in step.as_text()
+  state, info = jax.device_get(step(state, train, valid))
+  return state.adam[1].mu, state, info
 
 def retrain(placement):
   found = space.decode(space.parse(
@@ -79,6 +91,10 @@ for work in (search, supernet, retrain):
   sharded, alone = (work(data_parallel.over(count)) for count in (8, 1))
   for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+  if work is supernet:
+    for a, b in zip(*(jax.tree.leaves(found[0]) for found in (sharded, alone))):
+      assert np.abs(b).max() > 1e-3
+      np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 said = io.StringIO()
 with contextlib.redirect_stderr(said):

@@ -1,15 +1,13 @@
-import csv
+import importlib.util
 import json
 import pathlib
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.export
 import numpy as np
 import onnxruntime
 import pytest
+from alone import alone, table_of
 from saved_model import raw_rows, save_model, write_csv
 
 from nasjax.data import standalone, tabular_files
@@ -18,33 +16,6 @@ from nasjax.training import portable
 from nasjax.training.retrain import test_outputs as outputs_of
 
 TASKS = ("multiclass", "binary", "regression")
-# Python's own modules and NumPy: whatever else is imported is an error.
-ALONE = """
-  import runpy, sys
-  class Nothing:
-    def find_spec(self, name, path=None, target=None):
-      if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}:
-        raise ImportError(f"{name} is not for a stand-alone script")
-  sys.meta_path.insert(0, Nothing())
-  sys.argv = sys.argv[1:]
-  runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def alone(folder, *arguments):
-  """Runs predict.py where nothing but NumPy can be imported."""
-  return subprocess.run(
-    [sys.executable, "-I", "-c", textwrap.dedent(ALONE), "best/predict.py", *arguments],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-  )
-
-
-def table_of(path):
-  with open(path, newline="") as file:
-    header, *rows = csv.reader(file)
-  return header, rows
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -116,9 +87,9 @@ def test_without_onnx_the_rest_is_written_and_a_line_says_what_brings_it(
   tmp_path, monkeypatch
 ):
   save_model(tmp_path, "binary")
-  find_spec = portable.importlib.util.find_spec
+  find_spec = importlib.util.find_spec
   monkeypatch.setattr(
-    portable.importlib.util,
+    importlib.util,
     "find_spec",
     lambda name: None if name == "onnx" else find_spec(name),
   )
