@@ -64,8 +64,9 @@ def test_the_search_step_is_listed(audit, monkeypatch):
   assert row.peak_gb > 0 and 0 < row.least * audit.profile.flops < row.flops
   monkeypatch.setattr(audit, "retraining", lambda: "retraining")
   monkeypatch.setattr(audit, "search_step", lambda dtype: dtype)
-  listed = list(tpu_audit._rows(audit, [], [], ""))
+  listed = list(tpu_audit._rows(audit, [], list(tpu_audit.PROGRAMS), ""))
   assert listed == ["retraining", "float32", "bfloat16"]
+  assert list(tpu_audit._rows(audit, [], ["darts"], "")) == listed[1:]
 
 
 def test_collectives_are_found_in_what_xla_prints():
