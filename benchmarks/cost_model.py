@@ -86,8 +86,9 @@ def main() -> int:
   shapes = options.shapes.split(",")
   if unknown := set(shapes) - SHAPES.keys():
     parser.error(f"unknown shape {min(unknown)!r}; there are {', '.join(SHAPES)}")
+  start = time.perf_counter()
   here = profile.measure()
-  print(f"Profile: {here}\n")
+  print(f"Profile, in {time.perf_counter() - start:.1f} s: {here}\n")
   print("| shape | units | exact, ms: measured | expected | framed | expected", end="")
   print(" | in tiles | expected | compile, s: exact | expected", end="")
   print(" | framed | expected | in tiles | expected |")

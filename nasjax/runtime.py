@@ -305,6 +305,7 @@ class Run:
       if line["step"] <= count or not any(k.startswith(f"{label}/") for k in line)
     ]
     if len(kept) < len(metrics):
+      self._close_metrics()  # they are read anew, and so is what TensorBoard shows
       text = "".join(json.dumps(line) + "\n" for line in kept)
       records_lib.write_text(path, text)
     return records_lib.keep_first(self.workdir / f"{name}.jsonl", count)
@@ -358,12 +359,15 @@ class Run:
 
   def close(self) -> None:
     """Flushes what is buffered."""
-    metrics, self._metrics = self._metrics, None
     try:
-      if metrics is not None:
-        metrics.close()
+      self._close_metrics()
     finally:  # a full disk is nobody's folder
       self._lock.release()
+
+  def _close_metrics(self) -> None:
+    metrics, self._metrics = self._metrics, None
+    if metrics is not None:
+      metrics.close()
 
 
 def _rich_table(

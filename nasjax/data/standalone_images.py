@@ -9,7 +9,8 @@ trained on. Without PREDICTIONS.csv it prints. As a module: `load`, `read`, `pre
 model.onnx and model.jaxexport take what `read` gives, and answer as `predict` does.
 
 In nasjax this file is `nasjax/data/standalone_images.py`; the nodes of model.onnx are
-made by the same `Network`.
+made by the same `Network`. `load` is also in `nasjax/data/standalone.py`: each of the
+two leaves alone.
 """
 
 import argparse

@@ -80,12 +80,18 @@ def _behind_a_branch(same: Callable, as_well: Callable, *operands: jax.Array):
   return jax.lax.cond(finite, same, as_well, *operands)
 
 
-_held = Primitive("held")
-_held.def_abstract_eval(lambda x: x)
-_held.def_impl(lambda x: x)
-ad.deflinear2(_held, lambda cotangent, x: [_held.bind(cotangent)])
-batching.defvectorized(_held)
-mlir.register_lowering(_held, mlir.lower_fun(lambda x: x, multiple_results=False))
+def _identity(name: str) -> Primitive:
+  """A primitive that gives what it is given, and whose cotangent is held."""
+  primitive = Primitive(name)
+  primitive.def_abstract_eval(lambda x: x)
+  primitive.def_impl(lambda x: x)
+  ad.deflinear2(primitive, lambda cotangent, x: [_held.bind(cotangent)])
+  batching.defvectorized(primitive)
+  mlir.register_lowering(primitive, mlir.lower_fun(lambda x: x, multiple_results=False))
+  return primitive
+
+
+_held, _held_back = _identity("held"), _identity("held_back")
 mlir.register_lowering(
   _held,
   mlir.lower_fun(
@@ -99,14 +105,6 @@ mlir.register_lowering(
 def held(x: jax.Array) -> jax.Array:
   """x itself, computed once on a CPU however many read it; see `_behind_a_branch`."""
   return _held.bind(x)
-
-
-_held_back = Primitive("held_back")
-_held_back.def_abstract_eval(lambda x: x)
-_held_back.def_impl(lambda x: x)
-ad.deflinear2(_held_back, lambda cotangent, x: [_held.bind(cotangent)])
-batching.defvectorized(_held_back)
-mlir.register_lowering(_held_back, mlir.lower_fun(lambda x: x, multiple_results=False))
 
 
 def held_back(x: jax.Array) -> jax.Array:

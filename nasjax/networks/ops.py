@@ -101,7 +101,8 @@ class Op(NamedTuple):
     init: `(seed, channels, stride, affine) -> weights`; `affine` says whether its
       normalisations learn a scale and a shift.
     apply: `(weights, x [C, H, W, N], stride, norms) -> [C, H / stride, W / stride, N]`;
-      with `times=` the result is that often as large: the last normalisation takes it.
+      with `times=`, as a relaxed edge has it, the result is that often as large: the
+      last normalisation takes it, and pools have one, too.
   """
 
   init: Callable[..., Weights]

@@ -70,8 +70,8 @@ def test_a_run_from_search_to_report(searched):
   # With NumPy alone, from pixels: as many right as the run has said.
   data = images.digits(seed=0)
   model = standalone_images.load(searched / "best")
-  found = standalone_images.predict(model, data.test.x * data.std + data.mean)
-  accuracy = (found.argmax(1) == data.test.y).mean()
+  answers = standalone_images.predict(model, data.test.x * data.std + data.mean)
+  accuracy = (answers.argmax(1) == data.test.y).mean()
   assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
   for name in export.PORTABLE_FILES:
     assert (searched / "best" / name).stat().st_size > 1000
