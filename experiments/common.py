@@ -21,7 +21,7 @@ from nasjax.spaces.mlp_chain import ACTIVATIONS, MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
-from nasjax.training import rungs
+from nasjax.training import rungs as rungs_lib
 from nasjax.training.packing import LAYOUTS
 from nasjax.training.population import DTYPES
 from nasjax.training.profile import DEVICES
@@ -81,6 +81,9 @@ class EstimatorConfig:
     (), "epochs after which only the best 1 / eta go on, the last = epochs; empty = off"
   )
   eta: int = field(3, "one of so many children goes on at a rung")
+  halving: str = field(
+    "successive", "rungs: one bracket a round, or Hyperband's", rungs_lib.KINDS
+  )
   layout: str = field("auto", "how a population is compiled", LAYOUTS)
   memory_limit_gb: float | None = field(
     None, "of a vmapped population on each device; none for free", matters=False
@@ -206,11 +209,16 @@ def check(config: MLPNASConfig) -> MLPChain:
       f"--config.estimator.memory_limit_gb must be positive, got {limit}"
     )
   if config.estimator.rungs:
-    rungs.begin(
+    rungs_lib.begin(
       config.estimator.rungs,
       config.estimator.eta,
       config.estimator.epochs,
-      "--config.estimator.rungs",
+      name="--config.estimator.rungs",
+    )
+  elif config.estimator.halving == "hyperband":
+    raise InputError(
+      "--config.estimator.halving=hyperband needs --config.estimator.rungs, such as "
+      f"1,3,{max(config.estimator.epochs, 4)}"
     )
   if not 0 < config.retrain.stop_fraction < 1:
     raise InputError(

@@ -202,6 +202,7 @@ _KEPT = (
   "failure",
   "epochs_run",
   "stopped_at_rung",
+  "bracket",
   "num_params",
   "flops",
   "shared_layers",
@@ -222,7 +223,7 @@ def _rounds_of(records: list[dict[str, Any]], epochs: int) -> list[Round]:
       score=np.array([np.nan if s is None else s for s in scores], np.float32),
       cost=np.array([child["seconds"] for child in children], np.float32),
       curve=curve,
-      info={name: [child[name] for child in children] for name in _KEPT},
+      info={name: [child.get(name) for child in children] for name in _KEPT},
     )
     predicted = [child["predicted_score"] for child in children]
     info = {} if None in predicted else {"predicted": np.array(predicted, np.float32)}

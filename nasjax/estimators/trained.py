@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nasjax.core import keys
 from nasjax.core.types import Evaluation, InputError
 from nasjax.data.base import Dataset
 from nasjax.estimators.base import Estimator
+from nasjax.estimators.successive_halving import bracket_sizes
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.training import planned as planned_lib
@@ -49,6 +51,7 @@ def evaluation_of(
     "failure": [child.failure for child in children],
     "shared_layers": list(shared_layers),
     "stopped_at_rung": [child.stopped_at_rung for child in children],
+    "bracket": [child.bracket for child in children],
   }
   return Evaluation(
     score=np.asarray(scores, np.float32),
@@ -63,12 +66,12 @@ class TrainedState(NamedTuple):
 
   Attributes:
     shared: weights by bigram, empty without one-shot.
-    halving: what earlier children reached at each rung; None without rungs.
+    halving: by bracket, what earlier children reached at each rung; None without rungs.
     planned: what plans know: programs compiled in this search, and the device.
   """
 
   shared: shared_weights.SharedWeights
-  halving: rungs_lib.Halving | None
+  halving: tuple[rungs_lib.Halving, ...] | None
   planned: planned_lib.Planned
 
 
@@ -85,6 +88,7 @@ def trained(
   one_shot: shared_weights.Rule = "off",
   rungs: Sequence[int] = (),
   eta: int = 3,
+  halving: rungs_lib.Kind = "successive",
   layout: Layout = "auto",
   device: str = "measured",
   num_devices: int | None = None,
@@ -114,6 +118,10 @@ def trained(
       1 / eta of its round and of all so far (`training.rungs` has the rule). Empty to
       train all to the end.
     eta: see rungs; at least 2.
+    halving: "successive", or "hyperband" (Li et al., JMLR 2018): a round is shared out
+      over brackets as `successive_halving.bracket_sizes` says, drawn by genotype, and a
+      child in bracket b is compared at rung b for the first time, in its bracket only.
+      All of a round train to a rung together, whichever their brackets are.
     layout: see `training.packing`.
     device: what plans suppose of the device: "measured", or out of `profile.GIVEN`.
     num_devices: see `training.population`, as are the next four.
@@ -129,8 +137,8 @@ def trained(
 
   Returns:
     An `Estimator` (host side). Its state is a `TrainedState`. `Evaluation.info` has
-    `epochs_run`, `num_params`, `flops`, `failure`, `shared_layers` and
-    `stopped_at_rung`. The cost is in seconds of run time.
+    `epochs_run`, `num_params`, `flops`, `failure`, `shared_layers`, `stopped_at_rung`
+    and `bracket`. The cost is in seconds of run time.
 
   With rungs a child's curve depends on who else is in its round. Whoever goes on is
   trained on from where it was, in whatever program the planner then chooses. A child
@@ -154,7 +162,7 @@ def trained(
     raise InputError(
       f"unknown device {device!r}; there are {', '.join(profile.DEVICES)}"
     )
-  first_halving = rungs_lib.begin(rungs, eta, epochs) if rungs else None
+  first_halving = rungs_lib.begin(rungs, eta, epochs, halving) if rungs else None
   num_features, num_outputs = dataset.num_features, dataset.num_outputs
   train = trainer(
     space,
@@ -181,13 +189,33 @@ def trained(
     planned = planned_lib.begin(space, believed)
     return TrainedState(shared_weights.empty(), first_halving, planned)
 
-  def halved(key, genotypes, halving, planned, load, on_child):
-    """The children of a round, trained to one rung after another, and the new rule and
+  def brackets_of(key, genotypes):
+    """`[P]` the bracket of each child of a round; None where there are no brackets."""
+    if not rungs or halving != "hyperband":
+      return None
+    (bracket_key,) = keys.named(key, "brackets")
+    drawn = jax.vmap(jax.random.uniform)(keys.for_genotypes(bracket_key, genotypes))
+    sizes = bracket_sizes(len(genotypes), len(rungs), eta)
+    brackets = np.empty(len(genotypes), int)
+    brackets[np.argsort(drawn)] = np.repeat(np.arange(len(sizes)), sizes)
+    return brackets
+
+  def compare(rules, rung, values, brackets):
+    """Who of those at a rung goes on, `[Q]`, and the rules that have seen them."""
+    passes, rules = np.ones(len(values), bool), list(rules)
+    for first in range(min(rung + 1, len(rules))):
+      here = slice(None) if brackets is None else brackets == first
+      passes[here], rules[first] = rules[first].choose(rung - first, values[here])
+    return passes, tuple(rules)
+
+  def halved(key, genotypes, rules, planned, load, on_child):
+    """The children of a round, trained to one rung after another, and the new rules and
     plans' knowledge."""
+    brackets = brackets_of(key, genotypes)
     children: dict[int, Child] = {}
     seconds = np.zeros(len(genotypes))
     left, going_on = np.arange(len(genotypes)), list[Child]()
-    stages = halving.rungs if halving else (epochs,)
+    stages = tuple(rungs) or (epochs,)
     for rung, stop_after in enumerate(stages):
       final = rung == len(stages) - 1
       before = seconds.copy()
@@ -200,7 +228,10 @@ def trained(
 
       def finish(place, child, left=left, before=before):
         i = left[place]
-        children[i] = child._replace(seconds=child.seconds + before[i])
+        children[i] = child._replace(
+          seconds=child.seconds + before[i],
+          bracket=None if brackets is None else int(brackets[i]),
+        )
         on_child(i, children[i])
 
       trained_to = train(
@@ -222,7 +253,12 @@ def trained(
       there &= [child.failure is None for child in trained_to]
       passes = np.zeros(len(left), bool)
       best = [np.nanmax(trained_to[place].curve) for place in np.flatnonzero(there)]
-      passes[there], halving = halving.choose(rung, np.array(best))
+      passes[there], rules = compare(
+        rules,
+        rung,
+        np.array(best, np.float32),
+        None if brackets is None else brackets[left[there]],
+      )
       stopped = np.array([child.stopped for child in trained_to])
       for place, child in enumerate(trained_to):
         if stopped[place] or not passes[place]:
@@ -233,7 +269,7 @@ def trained(
       left, going_on = left[on], [trained_to[place] for place in np.flatnonzero(on)]
       if not going_on:
         break
-    return [children[i] for i in range(len(genotypes))], halving, planned
+    return [children[i] for i in range(len(genotypes))], rules, planned
 
   def estimate(
     key: jax.Array,
@@ -245,7 +281,7 @@ def trained(
       raise InputError(
         f"this estimator trains {epochs} epochs; build another one for {fidelity}"
       )
-    shared, halving, planned = state
+    shared, rules, planned = state
     shared_layers: dict[Any, int] = {}
 
     def load(layers, fresh):
@@ -257,8 +293,8 @@ def trained(
         on_child(i, child, child_score(child))
 
     genotypes, load_shared = np.asarray(genotypes), load if shared.weights else None
-    children, halving, planned = halved(
-      key, genotypes, halving, planned, load_shared, report
+    children, rules, planned = halved(
+      key, genotypes, rules, planned, load_shared, report
     )
     scores = [child_score(child) for child in children]
     if one_shot != "off":
@@ -270,6 +306,6 @@ def trained(
       shared = shared_weights.store(shared, trained_children, one_shot)
     loaded = [shared_layers.get(child.layers, 0) for child in children]
     evaluation = evaluation_of(children, scores, num_features, num_outputs, loaded)
-    return TrainedState(shared, halving, planned), evaluation
+    return TrainedState(shared, rules, planned), evaluation
 
   return Estimator(init, estimate)

@@ -45,6 +45,7 @@ class Child(NamedTuple):
     failure: why it failed, in a few words; None when it did not.
     stopped: it stopped by itself, out of patience or because it failed.
     stopped_at_rung: it was not among the best there, see `training.rungs`.
+    bracket: of Hyperband's, the one that it was compared in; None without.
     paused: to train it on; None if that was not asked for, or it stopped.
   """
 
@@ -58,6 +59,7 @@ class Child(NamedTuple):
   failure: str | None
   stopped: bool = False
   stopped_at_rung: bool = False
+  bracket: int | None = None
   paused: Paused | None = None
 
 

@@ -1,20 +1,26 @@
 """Rungs: after which epochs children are compared, and who is trained any further.
 
 Successive halving (Jamieson and Talwalkar, AISTATS 2016) of every round of a search; as
-many go on as in Hyperband (Li et al., JMLR 2018, algorithm 1).
+many go on as in Hyperband (Li et al., JMLR 2018, algorithm 1). Hyperband itself, which
+hedges against a first rung that misleads, is several such rules side by side: a bracket
+is compared for the first time at a later rung than the one before it.
 
 Difference from the paper: a child must be among the best of its own round and among the
 best of all so far, too. The former alone would train somebody to the end in every round
 of a search that has left those children behind; the latter alone passes most children
-of a search that gets better from round to round.
+of a search that gets better from round to round. (Of Hyperband: of its own bracket in
+its round, and of all so far in such brackets.)
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from nasjax.core.types import InputError
+
+Kind = Literal["successive", "hyperband"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def check_rungs(rungs: Sequence[int], eta: int, name: str = "rungs") -> None:
@@ -73,20 +79,33 @@ class Halving(NamedTuple):
     return passes, self._replace(seen=seen)
 
 
-def begin(rungs: Sequence[int], eta: int, epochs: int, name: str = "rungs") -> Halving:
-  """The rule of a first round.
+def begin(
+  rungs: Sequence[int],
+  eta: int,
+  epochs: int,
+  kind: Kind = "successive",
+  name: str = "rungs",
+) -> tuple[Halving, ...]:
+  """The rules of a first round, one for each bracket.
 
   Args:
     rungs: ascending; the last is all `epochs`.
     eta: at least 2.
     epochs: T of a child.
+    kind: "successive" for one bracket; "hyperband" for R of them, of which bracket b
+      has all rungs but the first b: the last compares nobody.
     name: of the rungs, for messages.
 
   Raises:
-    InputError: see `check_rungs`, or the last rung is another number than the epochs.
+    InputError: see `check_rungs`, the last rung is another number than the epochs, or
+      there is no such kind.
   """
   check_rungs(rungs, eta, name)
   if rungs[-1] != epochs:
     raise InputError(f"{name} must end with all {epochs} epochs, got {rungs[-1]}")
-  nothing = tuple(np.zeros(0, np.float32) for _ in rungs[:-1])
-  return Halving(tuple(rungs), eta, nothing)
+  if kind not in KINDS:
+    raise InputError(f"unknown halving {kind!r}; there are {', '.join(KINDS)}")
+  firsts = range(len(rungs) if kind == "hyperband" else 1)
+  brackets = [tuple(rungs[first:]) for first in firsts]
+  nothing = np.zeros(0, np.float32)
+  return tuple(Halving(each, eta, (nothing,) * (len(each) - 1)) for each in brackets)

@@ -84,7 +84,7 @@ ROUNDS = [
 DIGITS_SPACE = MLPChain(widths=(8, 16, 32), max_layers=3)
 
 
-def search_digits(layout, rungs):
+def search_digits(layout, rungs, **options):
   """Rounds of small networks on digits: their evaluations and the last state."""
   estimator = trained(
     DIGITS_SPACE,
@@ -95,6 +95,7 @@ def search_digits(layout, rungs):
     learning_rate=3e-3,
     layout=layout,
     rungs=rungs,
+    **options,
   )
   state, found = estimator.init(jax.random.key(9)), []
   for number, archs in enumerate(ROUNDS):
@@ -110,7 +111,7 @@ def epochs_run(found):
 
 def by_the_rule(full):
   """Epochs that each child runs, out of the curves of a search without rungs."""
-  halving, expected = rungs.begin((1, 3, 9), 3, 9), []
+  (halving,), expected = rungs.begin((1, 3, 9), 3, 9), []
   for whole in full:
     ran, left = np.full(3, 9), np.arange(3)
     for number, rung in enumerate((1, 3)):
@@ -137,7 +138,29 @@ def test_rungs_find_as_good_a_child_in_half_the_epochs_whatever_the_layout():
       np.testing.assert_array_equal(part.curve[i, :epochs], whole.curve[i, :epochs])
       assert np.isnan(part.curve[i, epochs:]).all()
       assert part.score[i] == part.curve[i, :epochs].max()
-  assert state.halving is not None and len(state.halving.seen[0]) == 12
+  assert state.halving is not None and len(state.halving[0].seen[0]) == 12
+
+
+def test_hyperband_halves_bracket_by_bracket():
+  full, _ = search_digits("padded", ())
+  found, state = search_digits("padded", (1, 9), halving="hyperband", eta=2)
+  # Of three children two are in the bracket with both rungs; the other runs to the end.
+  (halving, _), seen = rungs.begin((1, 9), 2, 9, "hyperband"), []
+  for number, (whole, part) in enumerate(zip(full, found, strict=True)):
+    bracket = np.array(part.info["bracket"])
+    assert sorted(bracket) == [0, 0, 1], number
+    first = bracket == 0
+    seen += whole.curve[first, 0].tolist()
+    passes, halving = halving.choose(0, whole.curve[first, 0])
+    ran = np.full(3, 9)
+    ran[first] = np.where(passes, 9, 1)
+    assert part.info["epochs_run"] == ran.tolist()
+    assert part.info["stopped_at_rung"] == (ran < 9).tolist()
+    for i, epochs in enumerate(ran):
+      np.testing.assert_array_equal(part.curve[i, :epochs], whole.curve[i, :epochs])
+  np.testing.assert_array_equal(state.halving[0].seen[0], np.float32(seen))
+  assert state.halving[1].seen == ()
+  assert len({tuple(e.info["bracket"]) for e in found}) > 1  # who goes where is drawn
 
 
 def test_every_child_is_told_once_and_every_plan_with_its_rung():

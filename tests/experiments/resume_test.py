@@ -18,6 +18,7 @@ ARGUMENTS = [
   "--config.strategy.rounds=16",
   "--config.estimator.one_shot=best",
   "--config.estimator.rungs=1,2",
+  "--config.estimator.halving=hyperband",
   "--config.baseline=false",
 ]
 

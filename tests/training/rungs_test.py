@@ -22,7 +22,7 @@ def reference(values, before, eta):
 @pytest.mark.parametrize("eta", [2, 3, 5])
 def test_who_goes_on_is_as_the_plain_rule_says(eta):
   rng = np.random.default_rng(eta)
-  halving, before = rungs.begin(RUNGS, eta, 9), {0: [], 1: []}
+  (halving,), before = rungs.begin(RUNGS, eta, 9), {0: [], 1: []}
   passed = []
   for number in range(20):
     rung = number % 2
@@ -37,7 +37,7 @@ def test_who_goes_on_is_as_the_plain_rule_says(eta):
 
 
 def test_the_best_of_all_so_far_goes_on_and_a_poor_round_does_not():
-  first, halving = rungs.begin(RUNGS, ETA, 9).choose(0, [0.5, 0.6, 0.7, 0.8])
+  first, halving = rungs.begin(RUNGS, ETA, 9)[0].choose(0, [0.5, 0.6, 0.7, 0.8])
   assert first.tolist() == [False, False, False, True]
   assert halving.choose(0, [0.9])[0].tolist() == [True]
   poor, after = halving.choose(0, [0.1, 0.2, 0.3])
@@ -62,4 +62,12 @@ def test_the_best_of_all_so_far_goes_on_and_a_poor_round_does_not():
 )
 def test_rungs_that_cannot_be_are_refused(given, eta, line):
   with pytest.raises(InputError, match=line):
-    rungs.begin(given, eta, 10, "--config.estimator.rungs")
+    rungs.begin(given, eta, 10, name="--config.estimator.rungs")
+
+
+def test_hyperband_has_a_bracket_from_every_rung_on():
+  brackets = rungs.begin(RUNGS, ETA, 9, "hyperband")
+  assert [each.rungs for each in brackets] == [(1, 3, 9), (3, 9), (9,)]
+  assert [len(each.seen) for each in brackets] == [2, 1, 0]
+  with pytest.raises(InputError, match="unknown halving 'both'; there are successive,"):
+    rungs.begin(RUNGS, ETA, 9, "both")
