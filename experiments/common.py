@@ -48,6 +48,9 @@ class StrategyConfig:
 
   rounds: int = field(10, "rounds of sampling, training and learning")
   population: int = field(10, "children of a round")
+  max_seconds: float | None = field(
+    None, "seconds of search after which no round begins; none for all rounds"
+  )
   hidden: int = field(128, "units of the controller's LSTM")
   learning_rate: float = field(0.01, "of the controller's Adam")
   learning_rate_decay: float = field(0.1, "update i uses rate / (1 + decay * i)")
@@ -203,6 +206,9 @@ def check(config: MLPNASConfig) -> MLPChain:
       f"--config.published must be one of {', '.join(PUBLISHED)}, got "
       f"{config.published!r}"
     )
+  seconds = config.strategy.max_seconds
+  if seconds is not None and not seconds > 0:
+    raise InputError(f"--config.strategy.max_seconds must be positive, got {seconds}")
   limit = config.estimator.memory_limit_gb
   if limit is not None and not limit > 0:
     raise InputError(
@@ -237,6 +243,7 @@ def make_controller(config: MLPNASConfig, space: MLPChain) -> Strategy:
   """The strategy of the config."""
   options = dataclasses.asdict(config.strategy)
   budget = options.pop("rounds") * options["population"]
+  del options["max_seconds"]  # the loop's
   return reinforce(space, max_evaluations=budget, **options)
 
 

@@ -159,7 +159,11 @@ class _Job:
       run.log("control: random search at the same budget")
       # It finds compiled what the search has compiled, in whichever process that was.
       planned, found = state.estimator.planned, dict[str, Any]()
-      control, _ = self._search(self.control, control_key, "control", found, planned)
+      # As many rounds as the search had time for.
+      num_rounds = state.number if config.strategy.max_seconds else None
+      control, _ = self._search(
+        self.control, control_key, "control", found, planned, num_rounds
+      )
       chosen = search.best(control)
 
       def control_retrained() -> dict[str, Any]:

@@ -88,6 +88,7 @@ def recorded_search(
   label: str,
   summary: dict[str, Any],
   planned: Planned | None = None,
+  num_rounds: int | None = None,
 ) -> tuple[list[Round], search.SearchState]:
   """One search with records, metrics, progress and checkpoints.
 
@@ -102,12 +103,16 @@ def recorded_search(
     label: "search" or "control".
     summary: gets how many were evaluated and failed, and the seconds.
     planned: what an earlier search has compiled.
+    num_rounds: as many, however long they take; None for the config's rounds, or those
+      that begin within its seconds.
 
   Returns:
     The rounds that were done, those of an earlier process included, and the state
     after them.
   """
-  num_rounds, name = config.strategy.rounds, _RECORDS[label]
+  name = _RECORDS[label]
+  max_seconds = config.strategy.max_seconds if num_rounds is None else None
+  num_rounds = num_rounds or config.strategy.rounds
   total = num_rounds * config.strategy.population
   state = search.begin(strategy, estimator, key)
   if planned is not None:
@@ -123,6 +128,10 @@ def recorded_search(
     if done:
       run.log(f"{label}: goes on after round {state.number}, with {done} children")
   start = time.perf_counter() - seconds
+
+  def is_late() -> bool:
+    return max_seconds is not None and time.perf_counter() - start >= max_seconds
+
   summary |= {
     "num_evaluations": len(state.genotypes),
     "num_failed": int((~np.isfinite(state.scores)).sum()),
@@ -152,6 +161,7 @@ def recorded_search(
       estimator,
       key,
       num_rounds=num_rounds,
+      stop=is_late,
       state=state,
       on_state=save,
     )
@@ -174,7 +184,12 @@ def recorded_search(
   summary["search_seconds"] = time.perf_counter() - start
   summary["checkpoint_seconds"] = checkpoints.seconds  # those of this process
   done = summary["num_evaluations"]
-  if done < total and not 0 < config.max_failures <= failing:
+  if state.number < num_rounds and is_late():
+    run.log(
+      f"{label}: its {max_seconds:g} seconds were over after round {state.number} of "
+      f"{num_rounds}, with {done} children"
+    )
+  elif done < total and not 0 < config.max_failures <= failing:
     run.warn(
       f"{label}: nothing new to try after {done} of {total} planned children "
       f"(the space has {space.size:,} architectures)"

@@ -36,6 +36,7 @@ class SearchState(NamedTuple):
     estimator: its state.
     genotypes: `[N, D]` int32, what was estimated, in that order.
     scores: `[N]` float32 of these.
+    spent: their cost, and that of the one that would have passed the budget.
   """
 
   number: int
@@ -44,6 +45,7 @@ class SearchState(NamedTuple):
   estimator: Any
   genotypes: np.ndarray
   scores: np.ndarray
+  spent: float
 
 
 def begin(strategy: Strategy, estimator: Estimator, key: jax.Array) -> SearchState:
@@ -59,6 +61,7 @@ def begin(strategy: Strategy, estimator: Estimator, key: jax.Array) -> SearchSta
     estimator=estimator.init(estimator_key),
     genotypes=np.zeros((0, 0), np.int32),
     scores=np.zeros(0, np.float32),
+    spent=0.0,
   )
 
 
@@ -68,6 +71,8 @@ def run(
   key: jax.Array,
   *,
   num_rounds: int,
+  budget: float | None = None,
+  stop: Callable[[], bool] = lambda: False,
   state: SearchState | None = None,
   on_state: Callable[[SearchState], None] = lambda state: None,
 ) -> Iterator[Round]:
@@ -85,6 +90,12 @@ def run(
     key: typed key of the run; round r uses `fold_in(key, r)` only, so a search that
       goes on from the state after some round equals one that was not interrupted.
     num_rounds: at most, those that the state has behind it included.
+    budget: of cost, summed over evaluations (seconds, real ones or a table's); the
+      evaluation that would pass it is not counted and ends the search, as in
+      `run_compiled`, and whoever comes after it in its round is not counted either.
+      None for no such limit.
+    stop: asked before every round but the first of all, whether there shall be no more;
+      for a limit on the clock.
     state: where to go on; None for `begin`.
     on_state: called with the state after every round, when the caller has dealt with
       what was yielded of it.
@@ -93,10 +104,12 @@ def run(
     One `Round` each.
 
   Raises:
-    InputError: when `num_rounds` is not positive.
+    InputError: when `num_rounds` or the budget is not positive.
   """
   if num_rounds < 1:
     raise InputError(f"a search needs at least one round, got {num_rounds}")
+  _check_budget(budget)
+  limit = math.inf if budget is None else budget
   (rounds_key,) = keys.named(key, "rounds")
   state = begin(strategy, estimator, key) if state is None else state
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
@@ -104,6 +117,8 @@ def run(
     genotype.tobytes(): score for genotype, score in zip(state.genotypes, state.scores)
   }
   while state.number < num_rounds and state.idle < MAX_IDLE_ROUNDS:
+    if state.spent > limit or (len(state.genotypes) and stop()):
+      return
     number = state.number
     round_key = jax.random.fold_in(rounds_key, number)
     ask_key, estimate_key, tell_key = keys.named(round_key, "ask", "estimate", "tell")
@@ -120,6 +135,7 @@ def run(
         number=number + 1, idle=state.idle + 1, strategy=strategy_state
       )
       continue
+    skipped = len(names) - len(fresh)
     estimator_state, evaluation = estimator.estimate(
       estimate_key, state.estimator, asked[fresh]
     )
@@ -128,6 +144,9 @@ def run(
     scores = np.asarray([known[name] for name in names], np.float32)
     strategy_state, info = tell(tell_key, strategy_state, asked, scores)
     info = {name: np.asarray(value) for name, value in info.items()}
+    spent = state.spent + np.cumsum(evaluation.cost, dtype=float)
+    fresh = fresh[: int((spent <= limit).sum())]
+    evaluation = _first(evaluation, len(fresh))
     tried = state.genotypes.reshape(len(state.genotypes), asked.shape[1])
     state = SearchState(
       number=number + 1,
@@ -135,16 +154,32 @@ def run(
       strategy=strategy_state,
       estimator=estimator_state,
       genotypes=np.concatenate([tried, asked[fresh]]),
-      scores=np.concatenate([state.scores, measured]),
+      scores=np.concatenate([state.scores, measured[: len(fresh)]]),
+      spent=float(spent[-1]),
     )
-    yield Round(
-      number=number,
-      genotypes=asked[fresh],
-      evaluation=evaluation,
-      info={k: v[fresh] if v.ndim else v.item() for k, v in info.items()},
-      skipped=len(names) - len(fresh),
-    )
+    if fresh:
+      yield Round(
+        number=number,
+        genotypes=asked[fresh],
+        evaluation=evaluation,
+        info={k: v[fresh] if v.ndim else v.item() for k, v in info.items()},
+        skipped=skipped,
+      )
     on_state(state)
+
+
+def _check_budget(budget: float | None) -> None:
+  if budget is not None and not budget > 0:
+    raise InputError(f"the budget must be positive, got {budget}")
+
+
+def _first(evaluation: Evaluation, count: int) -> Evaluation:
+  """The evaluation of the first children of a population."""
+  if count == len(evaluation.score):
+    return evaluation
+  info = {name: values[:count] for name, values in evaluation.info.items()}
+  score, cost, curve, _ = evaluation
+  return Evaluation(score[:count], cost[:count], curve[:count], info)
 
 
 class Best(NamedTuple):
@@ -357,8 +392,7 @@ def compile_search(
   ) -> Trajectories:
     if len(keys_S) != num_seeds:
       raise InputError(f"compiled for {num_seeds} seeds, got {len(keys_S)}")
-    if budget is not None and not budget > 0:
-      raise InputError(f"the budget must be positive, got {budget}")
+    _check_budget(budget)
     limit = jnp.float32(jnp.inf if budget is None else budget)
     given = first_state if state is None else state
 

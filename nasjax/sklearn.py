@@ -254,13 +254,17 @@ class _MLPSearch(BaseEstimator):
     population = min(self.population, most)
     strategy = _strategy(self.strategy, space, population, most)
     num_rounds = math.ceil(most / population) if self.evaluations else 2**31 - 1
-    start, rounds = time.monotonic(), []
-    for each in search.run(strategy, estimator, key, num_rounds=num_rounds):
-      rounds.append(each)
-      budget = self.time_budget_seconds
-      if budget is not None and time.monotonic() - start >= budget:
-        break
-    return rounds
+    start, budget = time.monotonic(), self.time_budget_seconds
+    seconds = math.inf if budget is None else budget
+    return list(
+      search.run(
+        strategy,
+        estimator,
+        key,
+        num_rounds=num_rounds,
+        stop=lambda: time.monotonic() - start >= seconds,
+      )
+    )
 
   def _answers(self, X) -> np.ndarray:
     """Probabilities `[N, K]`, or values `[N]`."""

@@ -227,7 +227,7 @@ def test_a_budget_of_cost_ends_a_search_before_what_would_pass_it():
     strategy, looked_up(), jax.random.clone(keys), max_evaluations=8
   )
   done = search.run_compiled(
-    strategy, looked_up(), keys, max_evaluations=8, budget=15.0
+    strategy, looked_up(), jax.random.clone(keys), max_evaluations=8, budget=15.0
   )
   assert (free.num_evaluations == 8).all() and done.ended.all()
   for i in range(5):
@@ -238,6 +238,26 @@ def test_a_budget_of_cost_ends_a_search_before_what_would_pass_it():
     )
     assert (done.genotypes[i, within:] == -1).all()
     assert np.isnan(done.score[i, within:]).all()
+  for i, key in enumerate(keys):
+    # The loop over rounds agrees, also in two parts, and after its end does nothing.
+    rounds, states = [], []
+    for part in (2, 8, 8):
+      rounds += search.run(
+        strategy,
+        looked_up(),
+        jax.random.clone(key),
+        num_rounds=part,
+        budget=15.0,
+        state=states[-1] if states else None,
+        on_state=states.append,
+      )
+    found = np.concatenate([each.genotypes for each in rounds])
+    np.testing.assert_array_equal(found, done.genotypes[i, : len(found)])
+    assert len(found) == done.num_evaluations[i] == len(states[-1].genotypes)
+    merged = search.evaluations(rounds)
+    np.testing.assert_array_equal(merged.cost, done.cost[i, : len(found)])
+    assert merged.cost.sum() <= 15.0 < states[-1].spent
+    assert all(len(each.genotypes) for each in rounds)
   best, at = done.incumbents()
   for i in range(5):
     scores = done.score[i, : done.num_evaluations[i]]

@@ -252,6 +252,7 @@ def refused(workdir, capsys, *flags):
     (("--config.strategy.population=-1",), "--config.strategy.population"),
     (("--config.space.widths=0",), "space.widths"),
     (("--config.estimator.rungs=1,4",), "--config.estimator.rungs must end with all 2"),
+    (("--config.strategy.max_seconds=0",), "max_seconds must be positive"),
     (("--config.estimator.halving=hyperband",), "needs --config.estimator.rungs"),
     (("--config.data.path=none.csv",), "none.csv"),
     ((), "--config.data.path"),
@@ -304,6 +305,18 @@ def test_a_space_too_small_says_so_and_stops(tmp_path):
   summary = read(workdir / "summary.json")
   assert summary["num_evaluations"] == 2  # all there are: 8 relu, 8 relu - 8 relu
   assert "nothing new to try after 2 of 4" in (workdir / "log.txt").read_text()
+
+
+def test_a_search_has_its_seconds_and_the_control_as_many_rounds(tmp_path):
+  flags = ("--config.strategy.max_seconds=0.001", "--config.baseline=false")
+  for _ in range(2):  # the second goes on from the end of the search
+    assert run("mlpnas_digits", tmp_path / "run", *flags) == 0
+    for name in ("records", "control_records"):
+      assert len((tmp_path / f"run/{name}.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "run/summary.json").unlink()
+  log = (tmp_path / "run/log.txt").read_text()
+  assert "search: its 0.001 seconds were over after round 1 of 2" in log
+  assert "nothing new" not in log
 
 
 def test_ctrl_c_keeps_what_was_recorded(tmp_path):
