@@ -211,7 +211,30 @@ def _execute(arguments: Sequence[str]) -> int:
       _check_name(name, known)
     print(_help(name, known))
     return 0
-  name, module, config, flag_values = read(arguments)
+  command = read(arguments)
+  where = getattr(command.config, "distributed", "off")
+  if where == "off":
+    return _run(arguments, command, None)
+
+  from nasjax.parallel import processes, supervisor
+
+  place = processes.parse_place(where)
+  if not supervisor.is_supervised():
+    return supervisor.supervise([sys.executable, __file__, *arguments])
+  supervisor.end_with_supervisor()
+  team = None
+  try:
+    with processes.joined(place, command.config.heartbeat_seconds) as team:
+      return _run(arguments, command, team)
+  except KeyboardInterrupt:
+    if team and team.reason:
+      print(f"error: {team.reason}", file=sys.stderr)
+    raise
+
+
+def _run(arguments: Sequence[str], command: Command, team: Any) -> int:
+  """Runs an experiment as one process, or as one of a team."""
+  name, module, config, flag_values = command
 
   from nasjax import (  # slow to import: a mistake above has answered by now
     runtime,
@@ -227,8 +250,10 @@ def _execute(arguments: Sequence[str]) -> int:
     smoke=smoke,
     overwrite=flag_values.overwrite,
     command=_command(arguments),
-    kept=getattr(module, "KEEPS_RUN", True),
+    # Of several processes the first one keeps it.
+    kept=getattr(module, "KEEPS_RUN", True) and not (team and team.number),
   )
+  run.team = team
   run.compilation_cache = flag_values.compilation_cache
   if run.already_finished:
     summary = run.read_summary()

@@ -22,10 +22,13 @@ from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 from nasjax.training import rungs as rungs_lib
+from nasjax.training.losses import get_task
 from nasjax.training.packing import LAYOUTS
-from nasjax.training.population import DTYPES
+from nasjax.training.population import DTYPES, device_data
 from nasjax.training.profile import DEVICES
 from nasjax.training.ray_trainer import ray_trainer
+from nasjax.training.team_trainer import serve as team_serve
+from nasjax.training.team_trainer import team_trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,16 @@ class MLPNASConfig:
   ray: RayConfig = RayConfig()
   control: bool = field(True, "random search at the same budget, as a control")
   baseline: bool = field(True, "scikit-learn's MLP on the same splits, as a baseline")
+  distributed: str = field(
+    "off",
+    "several processes: auto (TPU slice, SLURM, Open MPI), or HOST:PORT,COUNT,NUMBER",
+    matters=False,
+  )
+  heartbeat_seconds: int = field(
+    60,
+    "silence after which a process counts as lost and ends the others",
+    matters=False,
+  )
   max_failures: int = field(
     30, "children that fail in a row before a search stops with what it has; 0 = never"
   )
@@ -209,6 +222,12 @@ def check(config: MLPNASConfig) -> MLPChain:
   seconds = config.strategy.max_seconds
   if seconds is not None and not seconds > 0:
     raise InputError(f"--config.strategy.max_seconds must be positive, got {seconds}")
+  if config.distributed != "off" and config.estimator.workers != "here":
+    raise InputError("--config.distributed is not for --config.estimator.workers=ray")
+  if config.heartbeat_seconds < 1:
+    raise InputError(
+      f"--config.heartbeat_seconds must be positive, got {config.heartbeat_seconds}"
+    )
   limit = config.estimator.memory_limit_gb
   if limit is not None and not limit > 0:
     raise InputError(
@@ -258,7 +277,13 @@ def make_control(config: MLPNASConfig, space: MLPChain) -> Strategy:
 
 
 def make_estimator(
-  config: MLPNASConfig, space: MLPChain, dataset, ray: Any = None, **callbacks
+  config: MLPNASConfig,
+  space: MLPChain,
+  dataset,
+  ray: Any = None,
+  team: Any = None,
+  identity: str = "",
+  **callbacks,
 ):
   """The estimator of the config, with the callbacks of `estimators.trained`.
 
@@ -267,14 +292,55 @@ def make_estimator(
     space: of the genotypes.
     dataset: the splits.
     ray: the connected module, where Ray's workers train the children.
+    team: the processes, where several train the children.
+    identity: of the job, where they do; see `serve`.
     **callbacks: `on_child`, `on_plan` and `log`.
   """
   options = dataclasses.asdict(config.estimator)
   if options.pop("workers") == "ray":
     each = config.ray.options()
     callbacks["trainer"] = functools.partial(ray_trainer, ray, task_options=each)
+  if team:
+    callbacks["trainer"] = functools.partial(
+      team_trainer,
+      team,
+      identity=identity,
+      wants_weights=config.estimator.one_shot != "off",
+    )
   return trained(
     space, dataset, num_devices=config.mesh.population, **options, **callbacks
+  )
+
+
+def serve(
+  config: MLPNASConfig, space: MLPChain, dataset, team: Any, identity: str
+) -> None:
+  """Trains what process 0 sends, with the options of `make_estimator`.
+
+  Args:
+    config: of the job.
+    space: of the genotypes.
+    dataset: the splits.
+    team: the processes, of which this is not the first.
+    identity: of the job.
+
+  Raises:
+    InputError: process 0 has another job, or other rows.
+  """
+  options = config.estimator
+  team_serve(
+    team,
+    space,
+    get_task(dataset.task),
+    device_data(dataset.train, dataset.valid),
+    dataset.num_outputs,
+    epochs=options.epochs,
+    batch_size=options.batch_size,
+    identity=identity,
+    layout=options.layout,
+    num_devices=config.mesh.population,
+    memory_limit_gb=options.memory_limit_gb,
+    compute_dtype=options.compute_dtype,
   )
 
 

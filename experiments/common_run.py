@@ -5,13 +5,16 @@ import time
 import warnings
 from typing import Any
 
+import jax
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
+import nasjax
 from experiments import common
 from experiments.common_search import Watch, recorded_search
 from nasjax import runtime, search
+from nasjax.core import config as config_lib
 from nasjax.core import keys
 from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
@@ -51,6 +54,9 @@ def run_mlpnas(
   Raises:
     InputError: for a config that cannot run; nothing was touched then.
   """
+  if run.team and run.team.number:
+    common.serve(config, space, dataset, run.team, _identity(config, run))
+    return
   with common.workers(config) as ray:
     _run(_Job(config, run, dataset, space, ray))
 
@@ -90,6 +96,13 @@ def _run(job: "_Job") -> None:
   _print_result(run, summary, analysis.leaderboard(run.read_records(), top=5))
 
 
+def _identity(config: common.MLPNASConfig, run: runtime.Run) -> str:
+  """What all processes of a job have in common."""
+  same = dataclasses.replace(config, distributed="")
+  parts = run.experiment, run.seed, run.smoke, nasjax.__version__, jax.__version__
+  return " ".join(map(str, (config_lib.fingerprint(same), *parts)))
+
+
 class _Job:
   """The parts of a job, made before anything is written, and the work."""
 
@@ -103,6 +116,8 @@ class _Job:
       space,
       dataset,
       ray,
+      run.team,
+      _identity(config, run),
       on_child=self.watch.on_child,
       on_plan=self.watch.on_plan,
       log=run.log,

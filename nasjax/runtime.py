@@ -98,6 +98,7 @@ def environment() -> dict[str, str]:
     "python": platform.python_version(),
     "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     "devices": f"{len(devices)} x {devices[0].device_kind}",
+    **({"processes": str(jax.process_count())} if jax.process_count() > 1 else {}),
   }
 
 
@@ -140,6 +141,7 @@ class Run:
     command: how to run it again.
     overwrite: the user has asked to throw away what is there.
     compilation_cache: the flag of the command line: a folder, "off", or None.
+    team: the processes of this job (`parallel.processes`); None for one alone.
     already_finished: the directory holds this very run, finished; nothing was touched.
     resumed: it held this very run, unfinished, and that goes on.
     interrupted: an experiment that ends in order after Ctrl-C sets it; one that lets
@@ -163,6 +165,7 @@ class Run:
     self.command = command
     self.overwrite = False
     self.compilation_cache: str | None = None
+    self.team: Any = None
     self.already_finished = self.resumed = False
     self.interrupted = False
     self._prepare: Callable[[bool], list[str]] = lambda resumes: []

@@ -364,7 +364,7 @@ def compile_search(
     raise InputError("a search needs evaluations and at least one seed")
   if repeats not in ("free", "paid"):
     raise InputError(f"repeats are free or paid, got {repeats!r}")
-  devices = jax.devices()
+  devices = jax.local_devices()
   on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
   workers = profile.cores() if on_one_cpu else 1
   pieces = max(min(workers, num_seeds), math.ceil(num_seeds / max_seeds))

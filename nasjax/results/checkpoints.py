@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from nasjax.core import interrupts, trees
 from nasjax.core.types import InputError
@@ -58,7 +59,12 @@ class Checkpoints:
     with self._said():
       orbax = _orbax()
       if self._manager is None:
-        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, create=False)
+        if jax.process_count() > 1:  # one has the state, and waits for nobody
+          me = jax.process_index()
+          alone = orbax.options.MultiprocessingOptions(me, {me}, str(me))
+          options.multiprocessing_options = alone
         self._manager = orbax.CheckpointManager(self._folder, options=options)
       # A copy: what is written meanwhile may be donated to the next step.
       state = {"state": jax.tree.map(_copied, trees.storable(state))}
@@ -150,7 +156,10 @@ class Checkpoints:
 
 
 def _copied(leaf: Any) -> Any:
-  return leaf.copy() if isinstance(leaf, jax.Array) else leaf
+  if not isinstance(leaf, jax.Array):
+    return leaf
+  # Of several processes orbax takes no array that one of them alone has.
+  return np.array(leaf) if jax.process_count() > 1 else leaf.copy()
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def over(num_devices: int | None) -> Placement:
   Raises:
     InputError: when there are not so many.
   """
-  devices = jax.devices()
+  devices = jax.local_devices()
   if num_devices is not None and not 1 <= num_devices <= len(devices):
     raise InputError(
       f"must be between 1 and {len(devices)}, the devices that there are; got "

@@ -130,6 +130,15 @@ class Plan:
     """Children that run in the tiled program."""
     return sum(len(g.members) for g in self.groups if g.program == TILED)
 
+  def only(self, members: Iterable[int]) -> "Plan":
+    """The groups of some children, at the whole plan's expectations."""
+    wanted = set(members)
+    left = [
+      group._replace(members=tuple(i for i in group.members if i in wanted))
+      for group in self.groups
+    ]
+    return dataclasses.replace(self, groups=tuple(g for g in left if g.members))
+
   def describe(self) -> str:
     """One line for the log."""
     framed = sum(1 for group in self.groups if group.program.frame)

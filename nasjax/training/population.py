@@ -79,14 +79,16 @@ def population_trainer(
 
   Returns:
     `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None,
-    before=(), keep=False, planned=None) -> list[Child]`. `load(layers, fresh)` may
-    replace a child's fresh weights (one-shot); `on_child(i, child)` is called as each
-    child is done, in the order in which they are; `on_plan(plan)` before the first
-    starts. `before` are children of the same key and as many epochs that are to be
-    trained on, from where they were paused, or, where that was not kept, from the
-    start, which gives the same. `keep` keeps it, if it takes less than a quarter of the
-    free memory. Compiled programs are kept between calls; a plan knows of those, or,
-    where `planned` is given, of what that says.
+    before=(), keep=False, planned=None, share=None) -> list[Child]`.
+    `load(layers, fresh)` may replace a child's fresh weights (one-shot);
+    `on_child(i, child)` is called as each child is done, in the order in which they
+    are; `on_plan(plan)` before the first starts. `before` are children of the same key
+    and as many epochs that are to be trained on, from where they were paused, or, where
+    that was not kept, from the start, which gives the same. `keep` keeps it, if it
+    takes less than a quarter of the free memory. Compiled programs are kept between
+    calls; a plan knows of those, or, where `planned` is given, of what that says.
+    `share(plan)` gives the numbers of the children that are trained here, in rising
+    order; the plan is one for all of them, and the results are of these alone.
 
   Raises:
     InputError: for a layout, a batch size, a number of epochs or of devices, or a type
@@ -156,6 +158,7 @@ def population_trainer(
     before: Sequence[Child] = (),
     keep: bool = False,
     planned: planned_lib.Planned | None = None,
+    share: Callable[[Plan], Sequence[int]] | None = None,
   ) -> list[Child]:
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
@@ -166,7 +169,15 @@ def population_trainer(
     state_bytes = 12 * sum(
       mlp.num_params(chain, data.x_train.shape[1], num_outputs) for chain in layers
     )
-    if not all(child.paused and child.epochs_run for child in before):
+    done = before[0].epochs_run if before else 0
+    the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps, planned)
+    if on_plan:
+      on_plan(the_plan)
+    members: Sequence[int] = range(len(layers))
+    if share:
+      members = share(the_plan)
+      the_plan = the_plan.only(members)
+    if not all(before[i].paused and before[i].epochs_run for i in members if before):
       before = ()
     work = Round(
       layers=layers,
@@ -180,12 +191,9 @@ def population_trainer(
       keep=keep and state_bytes < psutil.virtual_memory().available / 4,
       cancelled=threading.Event(),
     )
-    done = before[0].epochs_run if before else 0
-    the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps, planned)
-    if on_plan:
-      on_plan(the_plan)
     together = functools.partial(train_together, programs, work, limit, log)
-    return _run(programs, the_plan, work, together if vmapped else None, on_child)
+    found = _run(programs, the_plan, work, together if vmapped else None, on_child)
+    return [found[i] for i in members]
 
   return train
 
@@ -206,10 +214,10 @@ def child_seeds(key: jax.Array, genotypes: jax.Array) -> jax.Array:
 
 def _free_bytes() -> float:
   """Nine tenths of the memory that one device has free."""
-  stats = jax.devices()[0].memory_stats()
+  stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return 0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-  return 0.9 * psutil.virtual_memory().available / len(jax.devices())
+  return 0.9 * psutil.virtual_memory().available / jax.local_device_count()
 
 
 def _run(
@@ -218,8 +226,8 @@ def _run(
   work: Round,
   together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
   on_child: OnChild | None,
-) -> list[Child]:
-  """Runs the groups of a plan, several at once, and gives the children in order."""
+) -> dict[int, Child]:
+  """Runs the groups of a plan, several at once, and gives their children by number."""
   jobs: list[Group] = []
   for group in plan.groups:
     if together and group.program.frame:
@@ -269,7 +277,7 @@ def _run(
   finally:
     work.cancelled.set()
     workers.shutdown(wait=False, cancel_futures=True)
-  return [children[i] for i in range(len(work.layers))]
+  return children
 
 
 def train_alone(programs: Programs, work: Round, program: Program, i: int) -> Child:

@@ -162,7 +162,7 @@ def _training_like(hidden_layers: int) -> float:
 
 def _device_name() -> str:
   """The accelerator's kind, or the model of the CPU."""
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   if device.platform != "cpu":
     return device.device_kind
   try:

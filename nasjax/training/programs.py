@@ -215,12 +215,12 @@ class Programs:
 
 
 def population_mesh(num_devices: int | None) -> Mesh | None:
-  """The devices as one axis; None when there is but one.
+  """The devices of this process as one axis; None when there is but one.
 
   Raises:
     InputError: when there are not so many.
   """
-  devices = jax.devices()
+  devices = jax.local_devices()
   if num_devices is not None and not 1 <= num_devices <= len(devices):
     raise InputError(
       f"mesh.population must be between 1 and {len(devices)}, the devices that there "

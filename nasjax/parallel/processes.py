@@ -1,0 +1,214 @@
+"""Several processes of one job, over JAX's own runtime: a TPU slice, a SLURM job.
+
+Process 0 leads: it asks the strategy, keeps the state and writes. The others train what
+it sends them on the devices of their own machine. No program spans processes, so none
+of them waits for another inside of a round. Messages are trees of arrays in
+MessagePack, which runs nothing that it reads, and go through the key-value store of the
+coordination service that process 0 keeps for all.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+from jax._src import distributed  # the store has no public name
+
+from nasjax.core import interrupts
+from nasjax.core.types import InputError
+
+HEARTBEAT_SECONDS = 60
+_START_SECONDS = 300
+_END_SECONDS = 20  # that the last words of all processes may be apart
+_POLL_MILLISECONDS = 500
+_PIECE_BYTES = 64 << 20
+_STOP = "nasjax/stop"
+_LATE = "DEADLINE_EXCEEDED"
+
+
+class Place(NamedTuple):
+  """Which process this is.
+
+  Attributes:
+    coordinator: `host:port` of process 0; None where JAX finds all by itself.
+    num_processes: of the job.
+    number: of this one.
+  """
+
+  coordinator: str | None = None
+  num_processes: int | None = None
+  number: int | None = None
+
+
+def parse_place(text: str) -> Place:
+  """Reads `auto`, or `HOST:PORT,COUNT,NUMBER`.
+
+  Raises:
+    InputError: it is neither.
+  """
+  if text == "auto":
+    return Place()
+  try:
+    coordinator, count, number = text.split(",")
+    place = Place(coordinator, int(count), int(number))
+    host, _, port = coordinator.rpartition(":")
+    fits = bool(host) and 0 < int(port) < 2**16 and 0 <= int(number) < int(count)
+  except ValueError:
+    fits = False
+  if not fits:
+    raise InputError(
+      "--config.distributed must be off, auto, or HOST:PORT,COUNT,NUMBER with NUMBER "
+      f"from 0 to COUNT - 1, got {text!r}"
+    )
+  return place
+
+
+class Team:
+  """The processes of this job, as one of them sees them.
+
+  Attributes:
+    number: of this process; 0 leads.
+    count: of processes.
+  """
+
+  def __init__(self, client: Any, number: int, count: int):
+    self.number, self.count = number, count
+    self._client = client
+    self._sent = [0] * count
+    self._received = [0] * count
+    self._over: dict[str, Any] | None = None
+    threading.Thread(target=self._listen, name="team", daemon=True).start()
+
+  def send(self, to: int, message: Any) -> None:
+    """Leaves a message for a process.
+
+    Args:
+      to: its number.
+      message: a tree of dicts by string, arrays, numbers, strings and None.
+    """
+    data = flax.serialization.msgpack_serialize(message)
+    name = f"nasjax/{self.number}-{to}/{self._sent[to]}"
+    self._sent[to] += 1
+    pieces = [data[i : i + _PIECE_BYTES] for i in range(0, len(data), _PIECE_BYTES)]
+    for i, piece in enumerate(pieces[1:], 1):
+      self._client.key_value_set_bytes(f"{name}/{i}", piece)
+    # The first one last: who has it finds the others.
+    head = len(pieces).to_bytes(4, "big")
+    self._client.key_value_set_bytes(f"{name}/0", head + pieces[0])
+
+  def receive(self, sender: int) -> Any:
+    """The next message of a process, when it comes; None when the job is over.
+
+    Raises:
+      KeyboardInterrupt: an interrupt came, here or elsewhere.
+    """
+    name = f"nasjax/{sender}-{self.number}/{self._received[sender]}"
+    while (first := self._get(f"{name}/0")) is None:
+      interrupts.check()
+      if self._over is not None:
+        return None
+    pieces = [first[4:]]
+    for i in range(1, int.from_bytes(first[:4], "big")):
+      piece = self._get(f"{name}/{i}")
+      assert piece is not None  # all are there before the first
+      pieces.append(piece)
+    for i in range(len(pieces)):
+      self._client.key_value_delete(f"{name}/{i}")
+    self._received[sender] += 1
+    return flax.serialization.msgpack_restore(b"".join(pieces))
+
+  def end(self, reason: str) -> None:
+    """Tells all processes that the job is over; whoever says so first is heard.
+
+    Args:
+      reason: why it was not done; empty when it was.
+    """
+    said = json.dumps({"number": self.number, "reason": reason})
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
+      self._client.key_value_set(_STOP, said)
+
+  @property
+  def reason(self) -> str:
+    """Why another process has ended the job; empty if none has, or it was done."""
+    over = self._over
+    if over is None or not over["reason"] or over["number"] == self.number:
+      return ""
+    return f"process {over['number']}: {over['reason']}"
+
+  def _get(self, key: str) -> bytes | None:
+    try:
+      return self._client.blocking_key_value_get_bytes(key, _POLL_MILLISECONDS)
+    except jax.errors.JaxRuntimeError as error:
+      if _LATE not in str(error):
+        raise
+      return None
+
+  def _listen(self) -> None:
+    """The thread that hears of the end, and interrupts what is going on then."""
+    try:
+      while (said := self._get(_STOP)) is None:
+        pass
+    except jax.errors.JaxRuntimeError:
+      return  # the service is gone, and with it this process
+    self._over = json.loads(said)
+    if self.reason:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def joined(place: Place, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Iterator[Team]:
+  """Joins the processes of this job; leaving it ends the job for all.
+
+  To be entered before anything is computed. A process that is lost ends all others,
+  from C++, when its heartbeat has been missing for so long: see `supervisor`.
+
+  Args:
+    place: which of them this is.
+    heartbeat_seconds: of silence after which a process counts as lost.
+
+  Raises:
+    InputError: there is no such job here, or not all of its processes came.
+  """
+  try:
+    # The store sees a preempted machine as any other that goes: the job can go on.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+      place.coordinator,
+      place.num_processes,
+      place.number,
+      cluster_detection_method="deactivate" if place.coordinator else None,
+      initialization_timeout=_START_SECONDS,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      shutdown_timeout_seconds=_END_SECONDS,
+    )
+    jax.local_devices()  # the processes tell each other of theirs
+  except (ValueError, RuntimeError) as error:
+    line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    found = "" if place.coordinator else "; HOST:PORT,COUNT,NUMBER says where they are"
+    raise InputError(
+      f"the processes of this job did not meet ({line}){found}"
+    ) from None
+  state = distributed.global_state
+  team = Team(state.client, state.process_id, state.num_processes)
+  reason = "it was ended"
+  try:
+    yield team
+    reason = ""
+  except InputError as error:
+    reason = str(error)
+    raise
+  except KeyboardInterrupt:
+    reason = "it was interrupted"
+    raise
+  except Exception as error:
+    reason = f"{type(error).__name__}: {error}"
+    raise
+  finally:
+    team.end(reason)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # others are gone already
+      jax.distributed.shutdown()
