@@ -122,6 +122,10 @@ class Team:
     self._received[sender] += 1
     return flax.serialization.msgpack_restore(b"".join(pieces))
 
+  def take(self, name: str) -> bool:
+    """Whether this process is the first of all that asks for a name."""
+    return self._client.key_value_increment(f"nasjax/taken/{name}", 1) == 1
+
   def end(self, reason: str) -> None:
     """Tells all processes that the job is over; whoever says so first is heard.
 

@@ -97,6 +97,13 @@ class Program(NamedTuple):
 TILED = Program(None, None)
 
 
+def products(program: Program, widths: Sequence[int], num_features: int) -> int:
+  """Multiplications of one row through the hidden layers of a child in a program: by
+  this the children of a round are put in order, the longest first."""
+  sizes = [num_features, *(program.frame or widths)]
+  return sum(i * o for i, o in zip(sizes[:-1], sizes[1:]))
+
+
 class Group(NamedTuple):
   """Children that run in one program: their indices in the population."""
 

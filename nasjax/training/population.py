@@ -39,6 +39,7 @@ from nasjax.training.vmapped import train_together
 DTYPES = ("float32", "bfloat16")
 OnChild = Callable[[int, Child], None]
 OnPlan = Callable[[Plan], None]
+Takes = Callable[[Group], bool]
 
 
 def population_trainer(
@@ -87,8 +88,9 @@ def population_trainer(
     that was not kept, from the start, which gives the same. `keep` keeps it, if it
     takes less than a quarter of the free memory. Compiled programs are kept between
     calls; a plan knows of those, or, where `planned` is given, of what that says.
-    `share(plan)` gives the numbers of the children that are trained here, in rising
-    order; the plan is one for all of them, and the results are of these alone.
+    `share(plan, vmapped)` gives the part of it that may be trained here, and a function
+    that is asked, when the turn of a job has come, whether nobody else has taken it;
+    the results are of what was trained here, in the order of the genotypes.
 
   Raises:
     InputError: for a layout, a batch size, a number of epochs or of devices, or a type
@@ -158,7 +160,7 @@ def population_trainer(
     before: Sequence[Child] = (),
     keep: bool = False,
     planned: planned_lib.Planned | None = None,
-    share: Callable[[Plan], Sequence[int]] | None = None,
+    share: Callable[[Plan, bool], tuple[Plan, Takes]] | None = None,
   ) -> list[Child]:
     init_key, train_key, batch_key = keys_lib.named(key, "init", "train", "batches")
     genotypes = np.asarray(genotypes, np.int32)
@@ -173,11 +175,11 @@ def population_trainer(
     the_plan = plan(layers, hyper.num_epochs(epochs) - done, num_steps, planned)
     if on_plan:
       on_plan(the_plan)
-    members: Sequence[int] = range(len(layers))
+    takes: Takes | None = None
     if share:
-      members = share(the_plan)
-      the_plan = the_plan.only(members)
-    if not all(before[i].paused and before[i].epochs_run for i in members if before):
+      the_plan, takes = share(the_plan, vmapped)
+    mine = [i for group in the_plan.groups for i in group.members]
+    if not all(before[i].paused and before[i].epochs_run for i in mine if before):
       before = ()
     work = Round(
       layers=layers,
@@ -192,8 +194,9 @@ def population_trainer(
       cancelled=threading.Event(),
     )
     together = functools.partial(train_together, programs, work, limit, log)
-    found = _run(programs, the_plan, work, together if vmapped else None, on_child)
-    return [found[i] for i in members]
+    one_program = together if vmapped else None
+    found = _run(programs, the_plan, work, one_program, takes, on_child)
+    return [found[i] for i in sorted(found)]
 
   return train
 
@@ -225,6 +228,7 @@ def _run(
   plan: Plan,
   work: Round,
   together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
+  takes: Takes | None,
   on_child: OnChild | None,
 ) -> dict[int, Child]:
   """Runs the groups of a plan, several at once, and gives their children by number."""
@@ -236,14 +240,19 @@ def _run(
       jobs += [Group(group.program, (i,)) for i in group.members]
   # The first of every program before the rest, the longest first: then a program is
   # compiled by the time that others want it, and no long one is left to the end.
+  num_features = programs.data.x_train.shape[1]
   seen: set[Program] = set()
   rank = []
   for job in jobs:
-    rank.append((job.program in seen, -sum(job.program.widths)))
+    widths = mlp.dense_widths(work.layers[job.members[0]])
+    size = packing.products(job.program, widths, num_features)
+    rank.append((job.program in seen, -size))
     seen.add(job.program)
   jobs = [jobs[i] for i in sorted(range(len(jobs)), key=rank.__getitem__)]
 
   def train(job: Group) -> list[tuple[int, Child]]:
+    if takes and not takes(job):
+      return []
     try:
       if together and job.program.frame:
         with programs.one_population:  # each may take all the memory there is

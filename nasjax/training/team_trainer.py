@@ -1,14 +1,18 @@
 """A population whose children are trained by the processes of a team, a part by each.
 
-The leader plans a round as if it were alone, and shares out the children of the plan;
-every process trains its own on the devices of its own machine. A child is trained in
-the program of the plan whoever has it, so its result is what one process would find.
+The leader plans a round as if it were alone, and every process trains a part of the
+plan on the devices of its own machine. Where children take turns a process takes the
+longest that nobody has; where they are trained together they are shared out before. A
+child is trained in the program of the plan whoever has it, so its result is what one
+process would find.
 What a child that is paused at a rung takes to go on stays where it was trained.
 """
 
+import functools
+import threading
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +21,16 @@ import numpy as np
 from nasjax.core import keys as keys_lib
 from nasjax.core.types import InputError
 from nasjax.networks import mlp
-from nasjax.spaces.mlp_chain import MLPChain
+from nasjax.spaces.mlp_chain import Layer, MLPChain
+from nasjax.training import packing
 from nasjax.training.children import Child, LoadWeights, Paused
 from nasjax.training.losses import Task
-from nasjax.training.packing import TILED, Plan
+from nasjax.training.packing import Group, Plan
 from nasjax.training.planned import Planned
 from nasjax.training.population import (
   OnChild,
   OnPlan,
+  Takes,
   child_seeds,
   population_trainer,
 )
@@ -43,49 +49,37 @@ class Team(Protocol):
   def receive(self, sender: int) -> Any:
     """The next message of a process; None when the job is over."""
 
-
-class Part(NamedTuple):
-  """Children that go to one process together, and their expected seconds."""
-
-  members: tuple[int, ...]
-  seconds: float
+  def take(self, name: str) -> bool:
+    """Whether this process is the first of all that asks for a name."""
 
 
-def parts_of(plan: Plan, widths: Sequence[Sequence[int]]) -> list[Part]:
-  """What a plan can be cut into: children, or, where a program is for one architecture
-  alone, all that have it, so that it is compiled once.
+def share_out(
+  plan: Plan, chains: Sequence[tuple[Layer, ...]], num_features: int, count: int
+) -> list[list[int]]:
+  """The children of each process: the longest first, to whoever has least to do
+  (Graham's rule, at most 4/3 of the best there is).
+
+  Those of a program for one architecture alone stay together: it is compiled once.
 
   Args:
     plan: of a round.
-    widths: of the layers of each child.
+    chains: `[P]` layers of each child.
+    num_features: F.
+    count: of processes.
   """
   parts = []
   for group in plan.groups:
-    sizes = [1.0 + sum(i * o for i, o in zip(w, w[1:])) + sum(w) for w in widths]
-    if group.program.layers is not None:
-      parts.append(Part(group.members, sum(sizes[i] for i in group.members)))
-      continue
-    for i in group.members:
-      # In a frame all children are of one size, in tiles each is of its own.
-      size = sizes[i] if group.program == TILED else 1e3 * sum(group.program.widths)
-      parts.append(Part((i,), size))
-  return parts
-
-
-def share_out(parts: Sequence[Part], count: int) -> list[list[int]]:
-  """The children of each process: the longest part first, to whoever has least to do
-  (Graham's rule, at most 4/3 of the best there is).
-
-  Args:
-    parts: of a plan.
-    count: of processes.
-  """
+    each = [(i,) for i in group.members]
+    for members in [group.members] if group.program.layers is not None else each:
+      widths = mlp.dense_widths(chains[members[0]])
+      size = packing.products(group.program, widths, num_features)
+      parts.append((-size * len(members), members))
   shares: list[list[int]] = [[] for _ in range(count)]
-  seconds = [0.0] * count
-  for part in sorted(parts, key=lambda part: (-part.seconds, part.members)):
-    least = seconds.index(min(seconds))
-    shares[least] += part.members
-    seconds[least] += part.seconds
+  busy = [0] * count
+  for size, members in sorted(parts):
+    least = busy.index(min(busy))
+    shares[least] += members
+    busy[least] -= size
   return [sorted(share) for share in shares]
 
 
@@ -128,6 +122,7 @@ def team_trainer(
   others = range(1, team.count)
   for other in others:
     team.send(other, {"identity": identity, "rows": _digest(data)})
+  num_features, rounds = data.x_train.shape[1], [0]
   owners: dict[bytes, int] = {}  # of children that are paused
 
   def train(
@@ -143,57 +138,63 @@ def team_trainer(
   ) -> list[Child]:
     genotypes = np.asarray(genotypes, np.int32)
     layers = [space.layers(genotype) for genotype in genotypes]
-    names = [genotype.tobytes() for genotype in genotypes]
-    shares: list[list[int]] = []
+    number, rounds[0] = rounds[0], rounds[0] + 1
+    sent: list[Sequence[int] | None] = []  # the children of each process
 
-    def share(plan: Plan) -> list[int]:
+    def share(plan: Plan, vmapped: bool) -> tuple[Plan, Takes]:
       if before:
-        owned = [owners[name] for name in names]
-        shares.extend(
-          [i for i, owner in enumerate(owned) if owner == p] for p in range(team.count)
-        )
+        owner = [owners[genotype.tobytes()] for genotype in genotypes]
+        of = [[i for i, o in enumerate(owner) if o == p] for p in range(team.count)]
+        sent.extend(of)
+      elif vmapped or load:
+        sent.extend(share_out(plan, layers, num_features, team.count))
       else:
-        widths = [[data.x_train.shape[1], *mlp.dense_widths(c)] for c in layers]
-        shares.extend(share_out(parts_of(plan, widths), team.count))
+        sent.extend([None] * team.count)
       for other in others:
+        members = sent[other]
         work = {
+          "number": number,
           "key": np.asarray(jax.random.key_data(key)),
           "genotypes": genotypes,
           "hyper": dict(hyper._asdict()),
-          "members": np.array(shares[other], np.int32),
-          "weights": _loaded(key, shares[other]),
+          "members": None if members is None else np.array(members, np.int32),
+          "weights": loaded(members or ()) if load else None,
           "epochs_run": before[0].epochs_run if before else 0,
           "keep": keep,
           "wants_weights": wants_weights,
           "planned": None if planned is None else dict(planned._asdict()),
         }
         team.send(other, work)
-      return shares[0]
+      return _part(team, number, plan, sent[0])
 
-    def _loaded(key, members):
-      if load is None:
-        return None
+    def loaded(members: Sequence[int]) -> dict[str, mlp.Weights]:
+      assert load is not None
       (init_key,) = keys_lib.named(key, "init")
       seeds = np.asarray(child_seeds(init_key, genotypes))
-      features = data.x_train.shape[1]
       return {
-        str(i): load(layers[i], mlp.init(seeds[i], layers[i], features, num_outputs))
+        str(i): load(
+          layers[i], mlp.init(seeds[i], layers[i], num_features, num_outputs)
+        )
         for i in members
       }
 
-    mine = inner(
-      key, genotypes, hyper, load, on_child, on_plan, before, keep, planned, share
-    )
-    children = dict(zip(shares[0], mine, strict=True))
+    children: dict[int, Child] = {}
+    owner_of: dict[int, int] = {}
+
+    def finish(i: int, child: Child, process: int = 0) -> None:
+      children[i], owner_of[i] = child, process
+      if on_child:
+        on_child(i, child)
+
+    inner(key, genotypes, hyper, load, finish, on_plan, before, keep, planned, share)
     for other in others:
-      found = team.receive(other)
-      for i, child in zip(shares[other], found["children"], strict=True):
-        children[i] = _unpacked(layers[i], child)
-        if on_child:
-          on_child(i, children[i])
+      for i, child in team.receive(other)["children"].items():
+        finish(int(i), _unpacked(layers[int(i)], child), other)
     owners.clear()
     if keep:
-      owners.update((names[i], p) for p in range(team.count) for i in shares[p])
+      owners.update(
+        (genotypes[i].tobytes(), process) for i, process in owner_of.items()
+      )
     return [children[i] for i in range(len(layers))]
 
   return train
@@ -244,7 +245,7 @@ def serve(
     )
   paused: dict[bytes, Child] = {}
   while (work := team.receive(0)) is not None:
-    genotypes, members = np.asarray(work["genotypes"]), work["members"].tolist()
+    genotypes, members = np.asarray(work["genotypes"]), work["members"]
     weights, planned = work["weights"], work["planned"]
     before: list[Child] = []
     if work["epochs_run"]:
@@ -254,19 +255,50 @@ def serve(
     if weights is not None:
       by_layers = {space.layers(genotypes[int(i)]): w for i, w in weights.items()}
       load = _loader(by_layers)
-    children = inner(
+    children: dict[int, Child] = {}
+    inner(
       jax.random.wrap_key_data(jnp.asarray(work["key"])),
       genotypes,
       Hyper(**work["hyper"]),
       load=load,
+      on_child=children.__setitem__,
       before=before,
       keep=work["keep"],
       planned=None if planned is None else Planned(**planned),
-      share=lambda plan, members=members: members,
+      share=functools.partial(_share, team, work["number"], members),
     )
-    paused = {genotypes[i].tobytes(): child for i, child in zip(members, children)}
-    packed = [_packed(child, work["wants_weights"]) for child in children]
+    paused = {genotypes[i].tobytes(): child for i, child in children.items()}
+    wants_weights = work["wants_weights"]
+    packed = {str(i): _packed(c, wants_weights) for i, c in children.items()}
     team.send(0, {"children": packed})
+
+
+def _share(team, number, members, plan: Plan, vmapped: bool) -> tuple[Plan, Takes]:
+  del vmapped  # the leader has looked at it
+  return _part(team, number, plan, members)
+
+
+def _part(
+  team: Team, number: int, plan: Plan, members: Sequence[int] | None
+) -> tuple[Plan, Takes]:
+  """What a process trains of a plan: those members, or, where it is not said who trains
+  whom, whatever it takes before others do."""
+  if members is not None:
+    return plan.only(members), lambda job: True
+  first = {group.program: group.members[0] for group in plan.groups}
+  taken: dict[int, bool] = {}
+  lock = threading.Lock()
+
+  def takes(job: Group) -> bool:
+    # Who compiles the program of one architecture has all its children.
+    one = job.program.layers is not None
+    i = first[job.program] if one else job.members[0]
+    with lock:
+      if i not in taken:
+        taken[i] = team.take(f"{number}/{i}")
+      return taken[i]
+
+  return plan, takes
 
 
 def _loader(by_layers: dict[Any, mlp.Weights]) -> LoadWeights:
