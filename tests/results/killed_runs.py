@@ -96,7 +96,7 @@ def found(workdir: pathlib.Path) -> dict:
   records = {
     name: [steady(json.loads(line)) for line in path.read_text().splitlines()]
     for name in ("records.jsonl", "control_records.jsonl", "metrics.jsonl")
-    if (path := workdir / name)
+    if (path := workdir / name).exists()
   }
   for line in records["metrics.jsonl"]:
     del line["time"]
