@@ -27,6 +27,7 @@ from absl import flags
 from nasjax.core import config as config_lib
 from nasjax.core import interrupts
 from nasjax.core.types import InputError
+from nasjax.parallel import supervisor
 
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -56,14 +57,14 @@ def experiments() -> dict[str, str]:
   return found
 
 
-def _named_experiment(arguments: Sequence[str]) -> str | None:
-  """The value of --experiment, before the flags of that experiment are known."""
-  named = None
+def _given(arguments: Sequence[str], flag: str) -> str | None:
+  """The value of a flag, before those of the experiment are known."""
+  given = None
   for argument, following in zip(arguments, [*arguments[1:], ""]):
     name, equals, value = argument.lstrip("-").partition("=")
-    if argument.startswith("-") and name == "experiment":
-      named = value if equals else following
-  return named
+    if argument.startswith("-") and name == flag:
+      given = value if equals else following
+  return given
 
 
 def _check_name(name: str, known: dict[str, str]) -> None:
@@ -178,7 +179,7 @@ def read(arguments: Sequence[str]) -> Command:
     InputError: no experiment, or a flag or a value that it does not have.
   """
   known = experiments()
-  name = _named_experiment(arguments)
+  name = _given(arguments, "experiment")
   if name is None:
     _parse(arguments, _common_flags())
     raise InputError(f"give --experiment=NAME; there are: {', '.join(known)}")
@@ -204,23 +205,23 @@ def read(arguments: Sequence[str]) -> Command:
 
 
 def _execute(arguments: Sequence[str]) -> int:
-  name = _named_experiment(arguments)
+  name = _given(arguments, "experiment")
   if not {"--help", "-h", "-help"}.isdisjoint(arguments):
     known = experiments()
     if name is not None:
       _check_name(name, known)
     print(_help(name, known))
     return 0
+  is_one_of_several = _given(arguments, "config.distributed") not in (None, "off")
+  if is_one_of_several and not supervisor.is_supervised():
+    return supervisor.supervise([sys.executable, __file__, *arguments])
   command = read(arguments)
-  where = getattr(command.config, "distributed", "off")
-  if where == "off":
+  if not is_one_of_several:
     return _run(arguments, command, None)
 
-  from nasjax.parallel import processes, supervisor
+  from nasjax.parallel import processes
 
-  place = processes.parse_place(where)
-  if not supervisor.is_supervised():
-    return supervisor.supervise([sys.executable, __file__, *arguments])
+  place = processes.parse_place(command.config.distributed)
   supervisor.end_with_supervisor()
   team = None
   try:

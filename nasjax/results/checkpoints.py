@@ -60,11 +60,9 @@ class Checkpoints:
       orbax = _orbax()
       if self._manager is None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, create=False)
-        if jax.process_count() > 1:  # one has the state, and waits for nobody
-          me = jax.process_index()
-          alone = orbax.options.MultiprocessingOptions(me, {me}, str(me))
-          options.multiprocessing_options = alone
+        options = orbax.CheckpointManagerOptions(
+          max_to_keep=_KEPT, create=False, multiprocessing_options=_alone()
+        )
         self._manager = orbax.CheckpointManager(self._folder, options=options)
       # A copy: what is written meanwhile may be donated to the next step.
       state = {"state": jax.tree.map(_copied, trees.storable(state))}
@@ -84,7 +82,8 @@ class Checkpoints:
     steps = sorted((int(p.name) for p in self._numbered()), reverse=True)
     for step in steps:
       try:
-        with _orbax().StandardCheckpointer() as reader:
+        alone = _alone()
+        with _orbax().StandardCheckpointer(multiprocessing_options=alone) as reader:
           stored = reader.restore(self._folder / str(step) / "default")
         state = trees.like(template, stored["state"])
       except Exception as error:  # whatever a damaged file makes a reader raise
@@ -153,6 +152,14 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _alone() -> Any:
+  """orbax's options by which this process waits for no other: of several, one has the
+  state."""
+  options = _orbax().options.MultiprocessingOptions
+  me = jax.process_index()
+  return options(me, {me}, str(me)) if jax.process_count() > 1 else options()
 
 
 def _copied(leaf: Any) -> Any:

@@ -162,6 +162,10 @@ class Programs:
       whole = NamedSharding(self.mesh, PartitionSpec())
       options_of_jit["in_shardings"] = (split, split, split, whole, whole, whole)
       options_of_jit["out_shardings"] = split
+    if jax.process_count() > 1:  # there JAX refuses arrays of the host, even for shapes
+      arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), arguments
+      )
     return jax.jit(epoch, **options_of_jit).trace(*arguments).lower(**options)
 
   def _compile(self, program: Program, width: int, arguments: tuple) -> Compiled:

@@ -18,15 +18,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARGUMENTS = [
   "--experiment=mlpnas_digits",
   "--smoke",
-  "--config.strategy.rounds=4",
   "--config.strategy.population=4",
   "--config.baseline=false",
   "--config.control=false",
   "--config.heartbeat_seconds=4",
 ]
 # Every child is sent its weights, those of the best are sent back, half are trained on.
-SHARING = ["--config.estimator.one_shot=best", "--config.estimator.rungs=1,2"]
-PADDED = ["--config.estimator.layout=padded"]
+SHARING = [
+  "--config.strategy.rounds=3",
+  "--config.estimator.one_shot=best",
+  "--config.estimator.rungs=1,2",
+]
+PADDED = ["--config.strategy.rounds=9", "--config.estimator.layout=padded"]
 SECONDS = 180
 
 
@@ -88,10 +91,10 @@ def test_four_processes_find_what_one_does(cache, tmp_path):
 
 def killed(running, which, workdir, rounds):
   """Kills the process that computes when so many rounds are there; what all said."""
-  (worker,) = psutil.Process(running[which].pid).children()
   while lines_of(workdir / "metrics.jsonl") < rounds:
     assert all(process.poll() is None for process in running)
     time.sleep(0.05)
+  (worker,) = psutil.Process(running[which].pid).children()
   worker.send_signal(signal.SIGKILL)
   start = time.monotonic()
   statuses, said = ended(running)
@@ -103,11 +106,8 @@ def test_a_lost_process_ends_the_others_and_the_job_goes_on(cache, tmp_path):
   statuses, _ = ended(started(tmp_path / "one", cache, *PADDED, devices=4))
   assert statuses == [0]
   workdir, options = tmp_path / "two", {"count": 2, "devices": 2}
-  for which, rounds in ((1, 1), (0, 2)):
+  for which, rounds in ((1, 1), (0, 5)):
     running = started(workdir, cache, *PADDED, **options)
-    while lines_of(workdir / "metrics.jsonl") < 1:  # it has come to its work
-      assert all(process.poll() is None for process in running)
-      time.sleep(0.05)
     statuses, said, seconds = killed(running, which, workdir, rounds)
     assert statuses == [supervisor.LOST] * 2
     assert "was killed; the same commands go on from the last whole" in said[which]
