@@ -179,7 +179,7 @@ def joined(place: Place, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Iterator
     InputError: there is no such job here, or not all of its processes came.
   """
   try:
-    # The store sees a preempted machine as any other that goes: the job can go on.
+    # It would answer SIGTERM in C++, which is for `core.interrupts` to do.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       place.coordinator,
