@@ -22,11 +22,10 @@ from nasjax.core.types import InputError
 from nasjax.data import text as text_lib
 from nasjax.data.text import Text
 from nasjax.networks import cell_rnn, supernet_rnn
-from nasjax.results import export
 from nasjax.runtime import Run
 from nasjax.spaces.recurrent_cell import RecurrentCell
 from nasjax.strategies import darts
-from nasjax.training import recurrent
+from nasjax.training import portable_text, recurrent
 
 
 def run_darts(config: DARTSTextConfig, run: Run, text: Text) -> None:
@@ -235,21 +234,18 @@ class _TextJob(Job):
     return result, None if best is None else best.weights
 
   def export(self, genotype: np.ndarray, model: Any, result: dict[str, Any]) -> None:
-    export.save_best(
+    portable_text.save(
       self.run.workdir / "best",
-      genotype=np.asarray(genotype).tolist(),
-      arch=self.space.describe(genotype),
-      space=self.space.to_dict() | {"network": self.network._asdict()},
-      task="language_model",
-      weights={name: np.asarray(value) for name, value in model.items()},
-      preprocessing={
-        "unit": self.text.unit,
-        "vocabulary": list(self.text.vocabulary),
-      },
+      space=self.space,
+      genotype=genotype,
+      network=self.network._asdict(),
+      weights=model,
+      text=self.text,
       metrics={
         name: result[name]
         for name in ("valid_perplexity", "test_perplexity", "test_loss")
       },
+      log=self.run.log,
     )
 
   def num_copies(self, genotype: np.ndarray) -> int:

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nasjax.core.types import InputError
+from nasjax.data.standalone_text import UNKNOWN, tokens_of
 
 UNITS = ("words", "characters")
-UNKNOWN = "<unk>"
-END_OF_LINE = "<eos>"
 _FLAG = "--config.data"
 
 
@@ -141,11 +140,9 @@ def _read(path: str | os.PathLike) -> str:
 
 
 def _tokens(text: str, unit: str) -> Sequence[str]:
-  if unit == "characters":
-    return text
-  if unit != "words":
+  if unit not in UNITS:
     raise InputError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
-  return [token for line in text.splitlines() for token in (*line.split(), END_OF_LINE)]
+  return tokens_of(text, unit)
 
 
 def streams(tokens: np.ndarray, batch: int) -> np.ndarray:

@@ -207,7 +207,7 @@ def apply(
 
   # The loop keeps the compiler from merging the second computation with the first.
   step = jax.checkpoint(step, prevent_cse=False)
-  over = (into_TBG, jnp.arange(len(tokens)))
+  over = (into_TBG, jnp.arange(tokens.shape[0]))
   hidden, states_TBH = jax.lax.scan(step, hidden, over)
   read = states_TBH if masks is None else states_TBH * masks.output[None]
   logits = read @ table.T + weights["bias"][None, None]

@@ -24,7 +24,7 @@ from nasjax.core.types import InputError
 
 HEARTBEAT_SECONDS = 60
 _START_SECONDS = 300
-_END_SECONDS = 20  # that the last words of all processes may be apart
+_END_SECONDS = 8  # that the last words of all processes may be apart
 _POLL_MILLISECONDS = 500
 _PIECE_BYTES = 64 << 20
 _STOP = "nasjax/stop"

@@ -19,7 +19,11 @@ def available() -> bool:
 class Graph:
   """Nodes and constants; a value is the name of what makes it."""
 
-  def __init__(self) -> None:
+  def __init__(self, prefix: str = "") -> None:
+    """Args:
+    prefix: of all names: those of a graph inside of another differ from its own.
+    """
+    self._prefix = prefix
     self._nodes: list[Any] = []
     self._values: dict[str, np.ndarray] = {}
 
@@ -35,7 +39,7 @@ class Graph:
 
     number = len(self._nodes)
     outputs = [
-      name or f"{operator}_{number}" + f"_{i}" * (len(names) > 1)
+      name or f"{self._prefix}{operator}_{number}" + f"_{i}" * (len(names) > 1)
       for i, name in enumerate(names)
     ]
     node = onnx.helper.make_node(operator, inputs, outputs, outputs[0], **attributes)
@@ -46,9 +50,34 @@ class Graph:
     """A value that is part of the model; float64 and JAX's arrays become float32."""
     value = np.asarray(value)
     value = value.astype(np.float32) if value.dtype == np.float64 else value
-    name = name or f"constant_{len(self._values)}"
+    name = name or f"{self._prefix}constant_{len(self._values)}"
     self._values[name] = value
     return name
+
+  def to_graph(
+    self,
+    inputs: Mapping[str, tuple[Any, Sequence[str | int]]],
+    outputs: Mapping[str, tuple[Any, Sequence[str | int]]],
+  ) -> Any:
+    """The graph as onnx has it, for a model or a node of another; see `to_bytes`."""
+    import onnx
+    from onnx import helper
+
+    def infos(values):
+      return [
+        helper.make_tensor_value_info(
+          name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape)
+        )
+        for name, (dtype, shape) in values.items()
+      ]
+
+    return helper.make_graph(
+      self._nodes,
+      f"{self._prefix}nasjax",
+      infos(inputs),
+      infos(outputs),
+      [onnx.numpy_helper.from_array(v, name) for name, v in self._values.items()],
+    )
 
   def to_bytes(
     self,
@@ -66,23 +95,8 @@ class Graph:
     import onnx
     from onnx import helper
 
-    def infos(values):
-      return [
-        helper.make_tensor_value_info(
-          name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape)
-        )
-        for name, (dtype, shape) in values.items()
-      ]
-
-    graph = helper.make_graph(
-      self._nodes,
-      "nasjax",
-      infos(inputs),
-      infos(outputs),
-      [onnx.numpy_helper.from_array(v, name) for name, v in self._values.items()],
-    )
     model = helper.make_model(
-      graph,
+      self.to_graph(inputs, outputs),
       opset_imports=[helper.make_opsetid("", _OPSET)],
       ir_version=_IR_VERSION,
       producer_name="nasjax",
