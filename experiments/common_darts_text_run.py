@@ -194,44 +194,75 @@ class _TextJob(Job):
   def train(
     self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """See `Job.train`; a model is the weights of the best epoch. No checkpoints."""
-    del name
-    run, cell = self.run, self.space.decode(genotype)
+    """See `Job.train`; a model is the weights of the best epoch.
+
+    Its checkpoints are gone when it is done.
+    """
+    run, cell, epochs = self.run, self.space.decode(genotype), self.recipe.epochs
     start = time.perf_counter()
-    best: recurrent.Trained | None = None
-    curve: list[float] = []
-    averaged_from = None
+    checkpoints = run.checkpoints(name)
+    course: recurrent.Course | None = None  # up to the last epoch that did not diverge
+
+    def resume(fresh: recurrent.Course) -> recurrent.Course:
+      nonlocal start, course
+      saved = checkpoints.restore((fresh, 0.0)) if run.resumed else None
+      if saved is None:
+        return fresh
+      done, (course, seconds) = saved
+      start -= seconds
+      run.log(f"{label}: goes on after epoch {done}")
+      return course
+
     trained = recurrent.train_derived(
-      key, self.network, cell, self.text.train, self.test_streams["valid"], self.recipe
+      key,
+      self.network,
+      cell,
+      self.text.train,
+      self.test_streams["valid"],
+      self.recipe,
+      resume,
     )
-    with run.progress(self.recipe.epochs, label, "epochs") as progress:
+    with (
+      checkpoints,
+      run.progress(epochs, label, "epochs") as progress,
+    ):
       for each in trained:
         if not np.isfinite([each.train_loss, each.valid_loss]).all():
           run.warn(f"{label} diverged in epoch {each.epoch}; its best epoch is kept")
           break
-        curve.append(float(np.exp(each.valid_loss)))
-        if each.averaging and averaged_from is None:
-          averaged_from = each.epoch
-        if best is None or each.valid_loss < best.valid_loss:
-          best = each
-        progress.update(each.epoch, perplexity=f"{curve[-1]:.3f}")
-    result = {
+        course = each.course
+        progress.update(each.epoch, perplexity=f"{np.exp(each.valid_loss):.3f}")
+        if each.epoch < epochs:  # after the last one there is nothing to go on with
+          checkpoints.save(each.epoch, (course, time.perf_counter() - start))
+    result: dict[str, Any] = {
       "test_perplexity": None,
       "test_loss": None,
-      "valid_perplexity": None if best is None else min(curve),
-      "best_epoch": None if best is None else best.epoch,
-      "averaged_from": averaged_from,
+      "valid_perplexity": None,
+      "best_epoch": None,
+      "averaged_from": None,
       "num_params": cell_rnn.num_params(cell_rnn.init(np.uint32(0), self.network)),
       "flops": recurrent.derived_flops(self.network, cell),
-      "train_loss": None if best is None else best.train_loss,
-      "curve": curve,
+      "train_loss": None,
+      "curve": [],
     }
-    if best is not None:
+    if course is not None:
       test = recurrent.derived_tester(self.network, cell, self.config.window)
-      loss = float(test(best.weights, self.test_streams["test"]))
-      result |= {"test_loss": loss, "test_perplexity": float(np.exp(loss))}
+      loss = float(test(course.best, self.test_streams["test"]))
+      best = int(course.valid_losses.argmin())
+      curve = np.exp(course.valid_losses).tolist()
+      began = 0 < course.since < len(curve)
+      result |= {
+        "test_loss": loss,
+        "test_perplexity": float(np.exp(loss)),
+        "valid_perplexity": curve[best],
+        "best_epoch": best + 1,
+        "averaged_from": course.since + 1 if began else None,
+        "train_loss": float(course.train_losses[best]),
+        "curve": curve,
+      }
+    checkpoints.clear()
     result["seconds"] = time.perf_counter() - start
-    return result, None if best is None else best.weights
+    return result, None if course is None else course.best
 
   def export(self, genotype: np.ndarray, model: Any, result: dict[str, Any]) -> None:
     portable_text.save(

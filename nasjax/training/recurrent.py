@@ -235,6 +235,24 @@ def begins_to_average(losses: Sequence[float], patience: int) -> bool:
   return len(earlier) > patience and losses[-1] > min(earlier[:-patience])
 
 
+class Course(NamedTuple):
+  """A training so far: all that the epochs to come depend on, beside the key.
+
+  Attributes:
+    average: weights and their mean.
+    best: the mean after the epoch with the lowest validation loss.
+    train_losses: `[E]` nats a token, of the epochs so far.
+    valid_losses: `[E]` likewise.
+    since: the epoch after which averaging began; 0 while it has not.
+  """
+
+  average: Average
+  best: Weights
+  train_losses: np.ndarray
+  valid_losses: np.ndarray
+  since: int
+
+
 class Trained(NamedTuple):
   """After an epoch of retraining.
 
@@ -244,6 +262,7 @@ class Trained(NamedTuple):
     train_loss: nats a token, with dropout, without regularisation.
     valid_loss: nats a token, hidden state carried; NaN when training diverged.
     averaging: whether these weights are a mean.
+    course: of the training up to here; the next epoch takes over its memory.
   """
 
   epoch: int
@@ -251,6 +270,7 @@ class Trained(NamedTuple):
   train_loss: float
   valid_loss: float
   averaging: bool
+  course: Course
 
 
 def train_derived(
@@ -260,6 +280,7 @@ def train_derived(
   train: np.ndarray,
   valid_streams: np.ndarray,
   recipe: Recipe,
+  resume: Callable[[Course], Course] = lambda course: course,
 ) -> Iterator[Trained]:
   """Trains the cell of a genotype from scratch, an epoch at a time.
 
@@ -272,6 +293,7 @@ def train_derived(
     train: `[N]` tokens to learn from.
     valid_streams: `[T, B]` that say when to average.
     recipe: how.
+    resume: called with the course before the first epoch; gives that to go on from.
   """
   weights_key, windows_key, masks_key = keys.named(key, "weights", "windows", "masks")
   seed = np.uint32(counter.seed(weights_key))
@@ -303,12 +325,17 @@ def train_derived(
   streams = text.streams(train, recipe.batch_size)
   filled, valid = on_device(streams, recipe.window), jnp.asarray(valid_streams)
   rng = np.random.default_rng(int(counter.seed(windows_key)))
-  state = Average(weights, jax.tree.map(jnp.copy, weights), jnp.int32(0))
-  averaging, losses = False, []
+  copy = functools.partial(jax.tree.map, jnp.copy)
+  nothing = np.zeros(0)
+  state = Average(weights, copy(weights), jnp.int32(0))
+  course = resume(Course(state, copy(weights), nothing, nothing, 0))
   for epoch in range(recipe.epochs):
+    cuts = text.windows(len(streams), recipe.window, rng)
+    if epoch < len(course.valid_losses):
+      continue
+    state, averaging = course.average, course.since > 0
     own_key = jax.random.fold_in(masks_key, epoch)
     hidden, sums = jnp.zeros((recipe.batch_size, plan.hidden)), []
-    cuts = text.windows(len(streams), recipe.window, rng)
     for number, (start, length) in enumerate(zip(*cuts)):
       batch = make(jax.random.fold_in(own_key, number), filled, start, length, hidden)
       state, seen = step(state, batch, averaging)
@@ -316,9 +343,17 @@ def train_derived(
       sums.append(seen.cross_entropy)
       jax.block_until_ready(hidden)
     train_loss = float(np.average(np.asarray(sums), weights=cuts.lengths))
-    losses.append(float(test(state.mean, valid)))
-    kept = jax.tree.map(jnp.copy, state.mean)
-    yield Trained(epoch + 1, kept, train_loss, losses[-1], averaging)
-    if not np.isfinite([train_loss, losses[-1]]).all():
+    valid_loss = float(test(state.mean, valid))
+    kept = copy(state.mean)
+    losses = np.append(course.valid_losses, valid_loss)
+    begins = not averaging and begins_to_average(list(losses), recipe.patience)
+    course = Course(
+      state,
+      kept if epoch == 0 or valid_loss < course.valid_losses.min() else course.best,
+      np.append(course.train_losses, train_loss),
+      losses,
+      epoch + 1 if begins else course.since,
+    )
+    yield Trained(epoch + 1, kept, train_loss, valid_loss, averaging, course)
+    if not np.isfinite([train_loss, valid_loss]).all():
       return
-    averaging = averaging or begins_to_average(losses, recipe.patience)

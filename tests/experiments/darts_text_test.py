@@ -65,14 +65,18 @@ def test_a_run_from_search_to_report(searched):
   assert best.description["arch"] == summary["arch"]
   assert best.weights["embedding"].shape == (vocabulary, 4)
   assert len(best.preprocessing["vocabulary"]) == vocabulary
+  for name in export.PORTABLE_FILES:
+    assert (searched / "best" / name).stat().st_size
 
 
 def test_kills_change_nothing(searched, tmp_path):
-  """In the search after its first checkpoint, and in the training that follows."""
+  """In the search after its first checkpoint, and in the training that follows, before
+  and after its own."""
   out, rng = tmp_path / "out", random.Random(0)
   line = [*LINE, *SEARCH, f"--workdir={out}"]
   cache = copied_cache(tmp_path)
-  for reached in (out / "checkpoints" / "search" / "1", out / "stages.json"):
+  names = ("checkpoints/search/1", "stages.json", "checkpoints/derived/1")
+  for reached in (out / name for name in names):
     killed_when(started(line, cache, quick=True), reached.exists, rng)
   last = started(line, cache, quick=True)
   last.join()

@@ -1,6 +1,7 @@
 """Windows, losses, averaged SGD and the second-order step of recurrent cells."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,25 @@ def test_a_derived_cell_learns_a_cycle_then_averages():
   np.testing.assert_allclose(again, done[-1].valid_loss, rtol=1e-6)
   first = next(iter(train()))
   np.testing.assert_array_equal(first.weights["nodes"], done[0].weights["nodes"])
+  # What goes on from the course after some epoch ends as if it had not stopped: before
+  # averaging has begun, as it begins, and while it goes on.
+  began = began.index(True)
+  for stop in (1, began, began + 1):
+    *_, before = itertools.islice(train(), stop)
+    course = jax.tree.map(np.copy, before.course._replace(since=0))
+    course = course._replace(since=before.course.since)
+    assert (course.since > 0) == (stop >= began)
+    rest = list(train(resume=lambda fresh, course=course: course))
+    assert [each.epoch for each in rest] == list(range(stop + 1, 13))
+    for name in ("train_losses", "valid_losses"):
+      np.testing.assert_array_equal(
+        getattr(rest[-1].course, name), getattr(done[-1].course, name)
+      )
+    jax.tree.map(np.testing.assert_array_equal, rest[-1].weights, done[-1].weights)
+    best = int(np.argmin(rest[-1].course.valid_losses))
+    jax.tree.map(
+      np.testing.assert_array_equal, rest[-1].course.best, done[best].weights
+    )
 
 
 def test_a_training_that_diverges_ends():
