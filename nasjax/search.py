@@ -109,7 +109,6 @@ def run(
   if num_rounds < 1:
     raise InputError(f"a search needs at least one round, got {num_rounds}")
   _check_budget(budget)
-  limit = math.inf if budget is None else budget
   (rounds_key,) = keys.named(key, "rounds")
   state = begin(strategy, estimator, key) if state is None else state
   ask, tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
@@ -117,7 +116,8 @@ def run(
     genotype.tobytes(): score for genotype, score in zip(state.genotypes, state.scores)
   }
   while state.number < num_rounds and state.idle < MAX_IDLE_ROUNDS:
-    if state.spent > limit or (len(state.genotypes) and stop()):
+    over = budget is not None and state.spent > budget
+    if over or (len(state.genotypes) and stop()):
       return
     number = state.number
     round_key = jax.random.fold_in(rounds_key, number)
@@ -145,8 +145,9 @@ def run(
     strategy_state, info = tell(tell_key, strategy_state, asked, scores)
     info = {name: np.asarray(value) for name, value in info.items()}
     spent = state.spent + np.cumsum(evaluation.cost, dtype=float)
-    fresh = fresh[: int((spent <= limit).sum())]
-    evaluation = _first(evaluation, len(fresh))
+    if budget is not None:
+      fresh = fresh[: int((spent <= budget).sum())]
+      evaluation = _first(evaluation, len(fresh))
     tried = state.genotypes.reshape(len(state.genotypes), asked.shape[1])
     state = SearchState(
       number=number + 1,

@@ -26,9 +26,10 @@ HEARTBEAT_SECONDS = 60
 _START_SECONDS = 300
 _END_SECONDS = 8  # that the last words of all processes may be apart
 _POLL_MILLISECONDS = 500
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 16 << 20
+_PIECE_MILLISECONDS = 60_000  # the store gives about 80 MB a second on one machine
 _STOP = "nasjax/stop"
-_LATE = "DEADLINE_EXCEEDED"
+_LATE, _GONE = "DEADLINE_EXCEEDED", "UNAVAILABLE"
 
 
 class Place(NamedTuple):
@@ -94,12 +95,13 @@ class Team:
     data = flax.serialization.msgpack_serialize(message)
     name = f"nasjax/{self.number}-{to}/{self._sent[to]}"
     self._sent[to] += 1
-    pieces = [data[i : i + _PIECE_BYTES] for i in range(0, len(data), _PIECE_BYTES)]
-    for i, piece in enumerate(pieces[1:], 1):
-      self._client.key_value_set_bytes(f"{name}/{i}", piece)
-    # The first one last: who has it finds the others.
-    head = len(pieces).to_bytes(4, "big")
-    self._client.key_value_set_bytes(f"{name}/0", head + pieces[0])
+    starts = range(0, len(data), _PIECE_BYTES)
+    for i, start in enumerate(starts, 1):
+      self._client.key_value_set_bytes(
+        f"{name}/{i}", data[start : start + _PIECE_BYTES]
+      )
+    # How many there are comes last: who has it finds the others.
+    self._client.key_value_set(f"{name}/0", str(len(starts)))
 
   def receive(self, sender: int) -> Any:
     """The next message of a process, when it comes; None when the job is over.
@@ -108,16 +110,15 @@ class Team:
       KeyboardInterrupt: an interrupt came, here or elsewhere.
     """
     name = f"nasjax/{sender}-{self.number}/{self._received[sender]}"
-    while (first := self._get(f"{name}/0")) is None:
+    while (count := self._get_or_abort(f"{name}/0")) is None:
       interrupts.check()
       if self._over is not None:
         return None
-    pieces = [first[4:]]
-    for i in range(1, int.from_bytes(first[:4], "big")):
-      piece = self._get(f"{name}/{i}")
-      assert piece is not None  # all are there before the first
-      pieces.append(piece)
-    for i in range(len(pieces)):
+    pieces = [
+      self._client.blocking_key_value_get_bytes(f"{name}/{i}", _PIECE_MILLISECONDS)
+      for i in range(1, int(count) + 1)
+    ]
+    for i in range(int(count) + 1):
       self._client.key_value_delete(f"{name}/{i}")
     self._received[sender] += 1
     return flax.serialization.msgpack_restore(b"".join(pieces))
@@ -151,6 +152,14 @@ class Team:
       if _LATE not in str(error):
         raise
       return None
+
+  def _get_or_abort(self, key: str) -> bytes | None:
+    try:
+      return self._get(key)
+    except jax.errors.JaxRuntimeError as error:
+      if _GONE in str(error):  # JAX is about to do it, and this thread may be first
+        os.abort()
+      raise
 
   def _listen(self) -> None:
     """The thread that hears of the end, and interrupts what is going on then."""
