@@ -2,7 +2,8 @@
 
 Flags:
   --experiment=NAME   which one; without it, and with --help, the list of them
-  --workdir=FOLDER    where everything goes (default runs/NAME, runs/NAME_seed1)
+  --workdir=FOLDER    where everything goes (default runs/NAME, with _seed1 and so on,
+                      and _smoke)
   --seed=0            of everything random
   --smoke             the seconds-long version
   --overwrite         throw away a run that is in the folder already
@@ -223,14 +224,21 @@ def _execute(arguments: Sequence[str]) -> int:
 
   place = processes.parse_place(command.config.distributed)
   supervisor.end_with_supervisor()
+  if place.coordinator:
+    print(
+      f"process {place.number} of {place.num_processes}: waits for the others at "
+      f"{place.coordinator}",
+      file=sys.stderr,
+    )
   team = None
   try:
     with processes.joined(place, command.config.heartbeat_seconds) as team:
       return _run(arguments, command, team)
   except KeyboardInterrupt:
-    if team and team.reason:
-      print(f"error: {team.reason}", file=sys.stderr)
-    raise
+    if not (team and team.reason):
+      raise
+    print(f"error: {team.reason}", file=sys.stderr)  # nobody has interrupted this one
+    return interrupts.STATUS
 
 
 def _run(arguments: Sequence[str], command: Command, team: Any) -> int:

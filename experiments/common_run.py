@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+import zlib
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from experiments.common_search import Watch, recorded_search
 from nasjax import runtime, search
 from nasjax.core import config as config_lib
 from nasjax.core import keys
-from nasjax.core.types import Round
+from nasjax.core.types import InputError, Round
 from nasjax.data.base import Dataset, describe
 from nasjax.results import analysis, report
 from nasjax.spaces.mlp_chain import MLPChain
@@ -64,6 +65,7 @@ def run_mlpnas(
 def _run(job: "_Job") -> None:
   config, run, dataset = job.config, job.run, job.dataset
   run.begin(resumes=True)
+  _check_data(run, dataset)
   summary: dict[str, Any] = dict.fromkeys(_PROMISED) | {
     "experiment": run.experiment,
     "seed": run.seed,
@@ -101,6 +103,19 @@ def _identity(config: common.MLPNASConfig, run: runtime.Run) -> str:
   same = dataclasses.replace(config, distributed="")
   parts = run.experiment, run.seed, run.smoke, nasjax.__version__, jax.__version__
   return " ".join(map(str, (config_lib.fingerprint(same), *parts)))
+
+
+def _check_data(run: runtime.Run, dataset: Dataset) -> None:
+  """Refuses to go on with a run whose data have changed since it began."""
+  digest = 0
+  for split in (dataset.train, dataset.valid, dataset.test):
+    for part in split:
+      digest = zlib.crc32(np.ascontiguousarray(part).tobytes(), digest)
+  if run.once("data", lambda: {"digest": digest})["digest"] != digest:
+    raise InputError(
+      f"the data have changed since the run in {run.workdir} began; give another "
+      "folder, or --overwrite"
+    )
 
 
 class _Job:

@@ -85,6 +85,8 @@ def open_run(
     run.resumed = bool(
       resumes and before and not overwrite and any(checkpoints.glob("*/*"))
     )
+    if not run.resumed:
+      (folder / STAGES).unlink(missing_ok=True)
     if before and not run.resumed:
       kept = [] if overwrite else _keep_records(folder)
       _clear(folder, everything=overwrite)

@@ -63,8 +63,8 @@ def parse_place(text: str) -> Place:
     fits = False
   if not fits:
     raise InputError(
-      "--config.distributed must be off, auto, or HOST:PORT,COUNT,NUMBER with NUMBER "
-      f"from 0 to COUNT - 1, got {text!r}"
+      "--config.distributed must be off, auto, or HOST:PORT,COUNT,NUMBER with PORT up "
+      f"to 65535 and NUMBER from 0 to COUNT - 1, got {text!r}"
     )
   return place
 
@@ -201,11 +201,13 @@ def joined(place: Place, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Iterator
     )
     jax.local_devices()  # the processes tell each other of theirs
   except (ValueError, RuntimeError) as error:
+    if not place.coordinator and isinstance(error, ValueError):
+      raise InputError(
+        "--config.distributed=auto finds no TPU slice, SLURM job or Open MPI here; "
+        "HOST:PORT,COUNT,NUMBER says where processes are"
+      ) from None
     line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    found = "" if place.coordinator else "; HOST:PORT,COUNT,NUMBER says where they are"
-    raise InputError(
-      f"the processes of this job did not meet ({line}){found}"
-    ) from None
+    raise InputError(f"the processes of this job did not meet ({line})") from None
   state = distributed.global_state
   team = Team(state.client, state.process_id, state.num_processes)
   reason = "it was ended"

@@ -344,6 +344,24 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
   assert len(records.read_text().splitlines()) >= 2
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path, capsys):
+  workdir, table = tmp_path / "run", tmp_path / "rows.csv"
+  rng = np.random.default_rng(0)
+  rows = [f"{a:.3f},{b:.3f},{'yes' if a > b else 'no'}" for a, b in rng.random((80, 2))]
+  table.write_text("\n".join(["a,b,y", *rows]))
+  flags = (f"--config.data.path={table}", "--config.data.target=y", *SEARCH_ONLY)
+  assert run("mlpnas_file", workdir, *flags) == 0
+  (workdir / "summary.json").unlink()  # as if it had been killed before its end
+  assert run("mlpnas_file", workdir, *flags) == 0
+  assert "it goes on" in (workdir / "log.txt").read_text()
+  (workdir / "summary.json").unlink()
+  table.write_text("\n".join(["a,b,y", *rows[1:], rows[2]]))
+  capsys.readouterr()
+  assert run("mlpnas_file", workdir, *flags) == 2
+  assert "the data have changed since the run" in capsys.readouterr().err
+  assert run("mlpnas_file", workdir, *flags, "--overwrite") == 0
+
+
 def test_an_interrupted_round_keeps_its_children(tmp_path, monkeypatch):
   real = common_search.Watch.on_child
 

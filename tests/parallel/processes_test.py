@@ -36,7 +36,10 @@ def test_where_jax_finds_no_job_it_says_how_to_name_one(monkeypatch):
   before = jax.config.jax_enable_preemption_service
   joining = processes.joined(processes.parse_place("auto"))
   try:
-    with pytest.raises(InputError, match="did not meet.*HOST:PORT,COUNT"), joining:
+    with (
+      pytest.raises(InputError, match="finds no TPU slice.*HOST:PORT,COUNT"),
+      joining,
+    ):
       pass
   finally:
     jax.config.update("jax_enable_preemption_service", before)
