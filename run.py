@@ -2,8 +2,7 @@
 
 Flags:
   --experiment=NAME   which one; without it, and with --help, the list of them
-  --workdir=FOLDER    where everything goes (default runs/NAME, with _seed1 and so on,
-                      and _smoke)
+  --workdir=FOLDER    where everything goes (default runs/NAME, runs/NAME_seed1)
   --seed=0            of everything random
   --smoke             the seconds-long version
   --overwrite         throw away a run that is in the folder already
