@@ -95,6 +95,10 @@ class Job(abc.ABC):
     """What was read: in a line, and as the summary has it."""
 
   @abc.abstractmethod
+  def data_digest(self) -> int:
+    """Tells whether the data are still those that they were (`core.trees.digest`)."""
+
+  @abc.abstractmethod
   def make_search(self, key: jax.Array) -> Search:
     """The supernet's search."""
 
@@ -104,7 +108,7 @@ class Job(abc.ABC):
   ) -> tuple[dict[str, Any], Any]:
     """One network from scratch: what it gave, and the model, None if there is none.
 
-    Its checkpoints are called `name`.
+    Its checkpoints are called `name`; whoever keeps the result clears them.
     """
 
   @abc.abstractmethod
@@ -146,7 +150,7 @@ class Job(abc.ABC):
       InputError: alphas that became NaN, saying which.
     """
     run = self.run
-    run.begin(resumes=True)
+    run.begin(resumes=True, data=self.data_digest())
     line, data = self.describe_data()
     summary: dict[str, Any] = {
       "experiment": run.experiment,
@@ -195,6 +199,7 @@ class Job(abc.ABC):
       return result
 
     summary |= run.once("derived", derived)
+    run.checkpoints("derived").clear()  # not before: an export may be interrupted
     drawn = jax.vmap(lambda key: base.sample(space, key))(
       jax.random.split(random_key, max(count, 1))
     )
@@ -206,6 +211,7 @@ class Job(abc.ABC):
         name = f"random_{number}"
         train = functools.partial(self.train, retrain_key, cell, label, name)
         found = run.once(name, functools.partial(_result_of, train))
+        run.checkpoints(name).clear()
         row = {"arch": space.describe(cell), "score": None, **found}
         records.write(row)
         summary["random_cells"].append(row)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import common_darts_report
 from experiments.common_darts import DARTSConfig, check, naming
 from experiments.common_darts_job import Copies, Job, Search
-from nasjax.core import counter, keys
+from nasjax.core import counter, keys, trees
 from nasjax.core.types import InputError
 from nasjax.data.images import Images, describe
 from nasjax.networks import cell_cnn, supernet_cnn
@@ -124,6 +124,9 @@ class _ImageJob(Job):
       "classes": len(images.class_names),
     }
 
+  def data_digest(self) -> int:
+    return trees.digest(self.images.train, self.images.valid, self.images.test)
+
   def make_search(self, key: jax.Array) -> Search:
     images, strategy, steps = self.images, self.strategy, self.steps
     config, placement = self.config.strategy, self.placement
@@ -220,10 +223,7 @@ class _ImageJob(Job):
   def train(
     self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """See `Job.train`; a model is (weights, statistics).
-
-    Its checkpoints are gone when it is done.
-    """
+    """See `Job.train`; a model is (weights, statistics)."""
     run, images = self.run, self.images
     cells = self.space.decode(genotype)
     rows = images.learned_from
@@ -262,7 +262,6 @@ class _ImageJob(Job):
     if not np.isfinite(each.train_loss):
       run.warn(f"{label}: its training loss is {each.train_loss} in the last epoch")
     tested = test(model, jnp.asarray(images.test.x), jnp.asarray(images.test.y))
-    checkpoints.clear()
     return {
       "test_accuracy": float(tested.metric),
       "test_loss": float(tested.loss),

@@ -17,7 +17,7 @@ import numpy as np
 from experiments import common_darts_text_report
 from experiments.common_darts_job import Copies, Job, Search
 from experiments.common_darts_text import DARTSTextConfig, check
-from nasjax.core import counter, keys
+from nasjax.core import counter, keys, trees
 from nasjax.core.types import InputError
 from nasjax.data import text as text_lib
 from nasjax.data.text import Text
@@ -112,6 +112,10 @@ class _TextJob(Job):
       "unknown": text.unknown,
     }
 
+  def data_digest(self) -> int:
+    text = self.text
+    return trees.digest((text.train, text.valid, text.test), text.vocabulary)
+
   def make_search(self, key: jax.Array) -> Search:
     config, window = self.config.strategy, self.config.window
     init_key, windows_key, masks_key = keys.named(key, "init", "windows", "masks")
@@ -194,10 +198,7 @@ class _TextJob(Job):
   def train(
     self, key: jax.Array, genotype: np.ndarray, label: str, name: str
   ) -> tuple[dict[str, Any], Any]:
-    """See `Job.train`; a model is the weights of the best epoch.
-
-    Its checkpoints are gone when it is done.
-    """
+    """See `Job.train`; a model is the weights of the best epoch."""
     run, cell, epochs = self.run, self.space.decode(genotype), self.recipe.epochs
     start = time.perf_counter()
     checkpoints = run.checkpoints(name)
@@ -260,7 +261,6 @@ class _TextJob(Job):
         "train_loss": float(course.train_losses[best]),
         "curve": curve,
       }
-    checkpoints.clear()
     result["seconds"] = time.perf_counter() - start
     return result, None if course is None else course.best
 

@@ -3,10 +3,10 @@
 import dataclasses
 import time
 import warnings
-import zlib
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -16,8 +16,8 @@ from experiments import common
 from experiments.common_search import Watch, recorded_search
 from nasjax import runtime, search
 from nasjax.core import config as config_lib
-from nasjax.core import keys
-from nasjax.core.types import InputError, Round
+from nasjax.core import keys, trees
+from nasjax.core.types import Round
 from nasjax.data.base import Dataset, describe
 from nasjax.results import analysis, report
 from nasjax.spaces.mlp_chain import MLPChain
@@ -64,8 +64,7 @@ def run_mlpnas(
 
 def _run(job: "_Job") -> None:
   config, run, dataset = job.config, job.run, job.dataset
-  run.begin(resumes=True)
-  _check_data(run, dataset)
+  run.begin(resumes=True, data=trees.digest(dataset.train, dataset.valid, dataset.test))
   summary: dict[str, Any] = dict.fromkeys(_PROMISED) | {
     "experiment": run.experiment,
     "seed": run.seed,
@@ -101,21 +100,15 @@ def _run(job: "_Job") -> None:
 def _identity(config: common.MLPNASConfig, run: runtime.Run) -> str:
   """What all processes of a job have in common."""
   same = dataclasses.replace(config, distributed="")
-  parts = run.experiment, run.seed, run.smoke, nasjax.__version__, jax.__version__
+  parts = (
+    run.experiment,
+    run.seed,
+    run.smoke,
+    *(nasjax.__version__, jax.__version__, jaxlib.__version__),
+    # A plan is carried out alike where devices are of one kind and as many.
+    *(jax.default_backend(), jax.local_device_count()),
+  )
   return " ".join(map(str, (config_lib.fingerprint(same), *parts)))
-
-
-def _check_data(run: runtime.Run, dataset: Dataset) -> None:
-  """Refuses to go on with a run whose data have changed since it began."""
-  digest = 0
-  for split in (dataset.train, dataset.valid, dataset.test):
-    for part in split:
-      digest = zlib.crc32(np.ascontiguousarray(part).tobytes(), digest)
-  if run.once("data", lambda: {"digest": digest})["digest"] != digest:
-    raise InputError(
-      f"the data have changed since the run in {run.workdir} began; give another "
-      "folder, or --overwrite"
-    )
 
 
 class _Job:
@@ -189,8 +182,10 @@ class _Job:
       run.log("control: random search at the same budget")
       # It finds compiled what the search has compiled, in whichever process that was.
       planned, found = state.estimator.planned, dict[str, Any]()
-      # As many rounds as the search had time for.
-      num_rounds = state.number if config.strategy.max_seconds else None
+      # As many rounds as the search had time for. (One that ended because its children
+      # fail has no state after the last.)
+      done = max(state.number, rounds[-1].number + 1)
+      num_rounds = done if config.strategy.max_seconds else None
       control, _ = self._search(
         self.control, control_key, "control", found, planned, num_rounds
       )

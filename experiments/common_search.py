@@ -112,7 +112,7 @@ def recorded_search(
   """
   name = _RECORDS[label]
   max_seconds = config.strategy.max_seconds if num_rounds is None else None
-  num_rounds = num_rounds or config.strategy.rounds
+  num_rounds = config.strategy.rounds if num_rounds is None else num_rounds
   total = num_rounds * config.strategy.population
   state = search.begin(strategy, estimator, key)
   if planned is not None:
@@ -130,7 +130,8 @@ def recorded_search(
   start = time.perf_counter() - seconds
 
   def is_late() -> bool:
-    return max_seconds is not None and time.perf_counter() - start >= max_seconds
+    # By what the last checkpoint says: a search that goes on finds the same.
+    return max_seconds is not None and seconds >= max_seconds
 
   summary |= {
     "num_evaluations": len(state.genotypes),
@@ -152,9 +153,9 @@ def recorded_search(
       summary["num_evaluations"] = done + len(each.genotypes)
 
     def save(after: search.SearchState) -> None:
-      nonlocal state
-      state = after
-      checkpoints.save(after.number, (after, time.perf_counter() - start))
+      nonlocal state, seconds
+      state, seconds = after, time.perf_counter() - start
+      checkpoints.save(after.number, (after, seconds))
 
     searching = search.run(
       strategy,

@@ -168,13 +168,13 @@ class Run:
     self.team: Any = None
     self.already_finished = self.resumed = False
     self.interrupted = False
-    self._prepare: Callable[[bool], list[str]] = lambda resumes: []
+    self._prepare: Callable[[bool, int | None], list[str]] = lambda resumes, data: []
     self._lock = filelock.FileLock(workdir / LOCK)
     self._console = rich.console.Console(highlight=False, soft_wrap=True)
     self._compiles = (_COMPILES.count, _COMPILES.cached, _COMPILES.seconds)
     self._metrics: MetricsWriter | None = None
 
-  def begin(self, resumes: bool = False) -> None:
+  def begin(self, resumes: bool = False, data: int | None = None) -> None:
     """Takes the directory: from here on the run before is gone, or goes on.
 
     An experiment calls it when everything that the user may have got wrong has been
@@ -182,14 +182,16 @@ class Run:
 
     Args:
       resumes: the experiment goes on with an unfinished run, if `resumed` says so.
+      data: digest of what it learns from (`core.trees.digest`).
 
     Raises:
-      InputError: the directory cannot be written, or another process is writing it.
+      InputError: the directory cannot be written, another process is writing it, or it
+        holds an unfinished run of other data.
     """
     try:
       self.workdir.mkdir(parents=True, exist_ok=True)
       self._lock.acquire(timeout=0)
-      kept = self._prepare(resumes)
+      kept = self._prepare(resumes, data)
     except filelock.Timeout:
       raise InputError(
         f"--workdir {self.workdir} is in use by another process; wait for it, or give "

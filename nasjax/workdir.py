@@ -15,6 +15,7 @@ from nasjax.runtime import CHECKPOINTS, LOCK, LOG, STAGES, Run
 # What a run writes beside config.json; a new run removes these and nothing else.
 _FILES = ("summary.json", STAGES, "metrics.jsonl", "report.html", "report.md")
 _RECORDS = ("records", "control_records")
+_DATA = "data"  # entry of config.json: digest of what the run learns from
 _EXPORTS = ("best", "last_good")  # folders of networks
 
 
@@ -64,9 +65,10 @@ def open_run(
   # 2. Nothing was measured in it: the same.
   # 3. It is another experiment, seed or config in what matters: refused, with fields.
   # 4. It is finished: nothing is touched, its result is shown.
-  # 5. It has checkpoints, and the experiment resumes: it goes on. Each search does from
-  #    its newest checkpoint that can be read (an older one if that is damaged, with a
-  #    warning), what was recorded later is forgotten, and what a stage gave is kept.
+  # 5. It has checkpoints, or what a stage gave, and the experiment resumes: it goes on
+  #    if the data are those that it began with. Each search does from its newest
+  #    checkpoint that can be read (an older one if that is damaged, with a warning),
+  #    what was recorded later is forgotten, and what a stage gave is kept.
   # 6. Else it starts again, and its records so far are kept under a number.
   try:
     before = _read_before(folder)
@@ -79,18 +81,19 @@ def open_run(
   except OSError as error:
     raise InputError(f"cannot use --workdir {folder}: {error.strerror}") from None
 
-  def prepare(resumes: bool) -> list[str]:
+  def prepare(resumes: bool, data: int | None) -> list[str]:
     kept = []
-    checkpoints = folder / CHECKPOINTS
-    run.resumed = bool(
-      resumes and before and not overwrite and any(checkpoints.glob("*/*"))
-    )
-    if not run.resumed:
-      (folder / STAGES).unlink(missing_ok=True)
+    run.resumed = bool(resumes and before and not overwrite and _progressed(folder))
+    if run.resumed and before.get(_DATA, data) != data:
+      raise InputError(
+        f"the data have changed since the run in {folder} began; give another folder, "
+        "or --overwrite"
+      )
     if before and not run.resumed:
       kept = [] if overwrite else _keep_records(folder)
       _clear(folder, everything=overwrite)
-    records_lib.write_json(folder / "config.json", identity)
+    told = identity if data is None else {**identity, _DATA: data}
+    records_lib.write_json(folder / "config.json", told)
     return kept
 
   run._prepare = prepare
@@ -126,7 +129,13 @@ def _read_before(folder: pathlib.Path) -> dict[str, Any]:
 def _recorded(folder: pathlib.Path) -> bool:
   """Whether the folder holds anything that a run measured."""
   names = ("summary.json", *(f"{name}.jsonl" for name in _RECORDS))
-  return any((folder / name).exists() for name in names)
+  return _progressed(folder) or any((folder / name).exists() for name in names)
+
+
+def _progressed(folder: pathlib.Path) -> bool:
+  """Whether it holds what a run can go on from."""
+  checkpoints = (folder / CHECKPOINTS).glob("*/*")
+  return (folder / STAGES).exists() or any(checkpoints)
 
 
 def _check_same(
@@ -134,6 +143,7 @@ def _check_same(
 ) -> None:
   # Equal configs have equal fingerprints: it would say nothing to the user.
   found = {**before, "fingerprint": identity["fingerprint"]}
+  found.pop(_DATA, None)  # looked at when they are there
   differing = [
     line
     for line in config_lib.differences(found, identity)

@@ -10,7 +10,9 @@ not raised at all. After `listen`:
 * a main thread that does not come to it within `ANSWER_SECONDS`, or is not done with
   its last words `LAST_WORDS_SECONDS` later, is not waited for. Whoever calls `listen`
   has a run that goes on from what it has saved;
-* the third signal ends the process at once.
+* the third signal ends the process at once. Signals that are less than `ONE_SECONDS`
+  apart are one: a scheduler sends it to every process of a job, and those that wait
+  for others pass it on.
 
 Without `listen` nothing here does anything.
 """
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 STATUS = 130  # what a shell gives a command that Ctrl-C has ended
 ANSWER_SECONDS = 8.0
 LAST_WORDS_SECONDS = 30.0
+ONE_SECONDS = 0.25
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AT_ONCE = 3  # signals
 
@@ -38,6 +41,7 @@ class _State:
     self.waiting = False  # a signal came that no exception has told of for sure
     self.holds = 0
     self.answered = False
+    self.last = -float("inf")  # when a signal was answered
 
 
 _STATE = _State()
@@ -59,6 +63,11 @@ def listen() -> None:
   threading.Thread(
     target=_watch, args=(heard, told), name="interrupts", daemon=True
   ).start()
+
+
+def came() -> bool:
+  """Whether a signal has come, answered or not."""
+  return _STATE.answered
 
 
 def check() -> None:
@@ -98,6 +107,10 @@ def _in_main_thread() -> bool:
 
 def _answer(number: int, frame: object) -> None:
   del number, frame
+  now = time.monotonic()
+  again, _STATE.last = now - _STATE.last < ONE_SECONDS, now
+  if again:
+    return
   _STATE.waiting = _STATE.answered = True
   if not _STATE.holds:
     raise KeyboardInterrupt
@@ -106,18 +119,17 @@ def _answer(number: int, frame: object) -> None:
 def _watch(heard: socket.socket, told: socket.socket) -> None:
   """The thread that ends the process when the main thread does not."""
   del told  # open for as long as this thread runs
-  came, first = 0, 0.0
-  while True:
-    numbers = heard.recv(16)
-    came += sum(number in _SIGNALS for number in numbers)
-    if came == 0:
-      continue
-    first = first or time.monotonic()
-    heard.settimeout(0.2)
-    break
-  while came < _AT_ONCE:
+  while not set(heard.recv(16)) & set(_SIGNALS):
+    pass
+  signals, first = 1, time.monotonic()
+  last = first
+  heard.settimeout(0.2)
+  while signals < _AT_ONCE:
     with contextlib.suppress(TimeoutError):
-      came += sum(number in _SIGNALS for number in heard.recv(16))
+      if set(heard.recv(16)) & set(_SIGNALS):
+        now = time.monotonic()
+        signals += now - last >= ONE_SECONDS
+        last = now
     seconds = time.monotonic() - first
     limit = ANSWER_SECONDS + LAST_WORDS_SECONDS * _STATE.answered
     if seconds > limit and not _STATE.holds:

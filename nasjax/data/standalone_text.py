@@ -59,10 +59,16 @@ def model_of(
   """
   if description.get("space", {}).get("kind") != "recurrent_cell":
     raise ValueError("the model is no language model of a recurrent cell")
-  found = re.findall(r"\('(\w+)', (\d+)\)", description["arch"])
+  found = re.findall(r"\('(\w+)', (\d+)\)", description.get("arch", ""))
   cell = [(activation, int(source)) for activation, source in found]
+  missing = {"embedding", "bias", "input", "nodes"} - arrays.keys()
+  missing |= {"unit", "vocabulary"} - fitted.keys()
+  if missing:
+    raise ValueError(f"the model has no {', '.join(sorted(missing))}")
   if len(cell) != len(arrays["nodes"]):
     raise ValueError(f"the cell of genotype.json has {len(cell)} nodes")
+  if any(source > node for node, (_, source) in enumerate(cell)):
+    raise ValueError("a node of genotype.json reads one that comes after it")
   return Model(fitted["unit"], fitted["vocabulary"], cell, arrays)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from nasjax.core.types import InputError
 
 HEARTBEAT_SECONDS = 60
 _START_SECONDS = 300
-_END_SECONDS = 8  # that the last words of all processes may be apart
+_END_SECONDS = 8  # after the leader has seen all leave, or when something went wrong:
+# that the last words of all processes may be apart
 _POLL_MILLISECONDS = 500
 _PIECE_BYTES = 16 << 20
 _PIECE_MILLISECONDS = 60_000  # the store gives about 80 MB a second on one machine
@@ -96,12 +98,12 @@ class Team:
     name = f"nasjax/{self.number}-{to}/{self._sent[to]}"
     self._sent[to] += 1
     starts = range(0, len(data), _PIECE_BYTES)
-    for i, start in enumerate(starts, 1):
-      self._client.key_value_set_bytes(
-        f"{name}/{i}", data[start : start + _PIECE_BYTES]
-      )
-    # How many there are comes last: who has it finds the others.
-    self._client.key_value_set(f"{name}/0", str(len(starts)))
+    with _service():
+      for i, start in enumerate(starts, 1):
+        piece = data[start : start + _PIECE_BYTES]
+        self._client.key_value_set_bytes(f"{name}/{i}", piece)
+      # How many there are comes last: who has it finds the others.
+      self._client.key_value_set(f"{name}/0", str(len(starts)))
 
   def receive(self, sender: int) -> Any:
     """The next message of a process, when it comes; None when the job is over.
@@ -110,22 +112,25 @@ class Team:
       KeyboardInterrupt: an interrupt came, here or elsewhere.
     """
     name = f"nasjax/{sender}-{self.number}/{self._received[sender]}"
-    while (count := self._get_or_abort(f"{name}/0")) is None:
-      interrupts.check()
-      if self._over is not None:
-        return None
-    pieces = [
-      self._client.blocking_key_value_get_bytes(f"{name}/{i}", _PIECE_MILLISECONDS)
-      for i in range(1, int(count) + 1)
-    ]
-    for i in range(int(count) + 1):
-      self._client.key_value_delete(f"{name}/{i}")
+    with _service():
+      while (count := self._get(f"{name}/0")) is None:
+        interrupts.check()
+        # What ended otherwise interrupts this process, from the thread that heard it.
+        if self._over is not None and not self.reason:
+          return None
+      pieces = [
+        self._client.blocking_key_value_get_bytes(f"{name}/{i}", _PIECE_MILLISECONDS)
+        for i in range(1, int(count) + 1)
+      ]
+      for i in range(int(count) + 1):
+        self._client.key_value_delete(f"{name}/{i}")
     self._received[sender] += 1
     return flax.serialization.msgpack_restore(b"".join(pieces))
 
   def take(self, name: str) -> bool:
     """Whether this process is the first of all that asks for a name."""
-    return self._client.key_value_increment(f"nasjax/taken/{name}", 1) == 1
+    with _service():
+      return self._client.key_value_increment(f"nasjax/taken/{name}", 1) == 1
 
   def end(self, reason: str) -> None:
     """Tells all processes that the job is over; whoever says so first is heard.
@@ -136,6 +141,20 @@ class Team:
     said = json.dumps({"number": self.number, "reason": reason})
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
       self._client.key_value_set(_STOP, said)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._client.key_value_set(f"nasjax/left/{self.number}", "left")
+
+  def wait_for_others(self, seconds: float) -> None:
+    """Waits until all others have left a job that is done, some of which may still read
+    their data; not longer than that.
+
+    Raises:
+      KeyboardInterrupt: an interrupt came.
+    """
+    until = time.monotonic() + seconds
+    for other in range(self.count):
+      while self._get(f"nasjax/left/{other}") is None and time.monotonic() < until:
+        interrupts.check()
 
   @property
   def reason(self) -> str:
@@ -153,14 +172,6 @@ class Team:
         raise
       return None
 
-  def _get_or_abort(self, key: str) -> bytes | None:
-    try:
-      return self._get(key)
-    except jax.errors.JaxRuntimeError as error:
-      if _GONE in str(error):  # JAX is about to do it, and this thread may be first
-        os.abort()
-      raise
-
   def _listen(self) -> None:
     """The thread that hears of the end, and interrupts what is going on then."""
     try:
@@ -169,8 +180,20 @@ class Team:
     except jax.errors.JaxRuntimeError:
       return  # the service is gone, and with it this process
     self._over = json.loads(said)
-    if self.reason:
+    if self.reason and not interrupts.came():  # else it is at its last words already
       os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _service() -> Iterator[None]:
+  """Where the service is gone JAX is about to end this process; whoever sees it first
+  does so, in the same way."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if _GONE in str(error):
+      os.abort()
+    raise
 
 
 @contextlib.contextmanager
@@ -225,5 +248,7 @@ def joined(place: Place, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Iterator
     raise
   finally:
     team.end(reason)
+    if not reason and team.number == 0:
+      team.wait_for_others(_START_SECONDS)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # others are gone already
       jax.distributed.shutdown()

@@ -35,6 +35,9 @@ def supervise(command: Sequence[str]) -> int:
     The command's status; `LOST`, after a line on stderr that says what to do, when a
     signal ended it.
   """
+  # A thread that answers signals for a process which computes (`core.interrupts`) would
+  # end this one in the middle of the other's last words.
+  wakeup = signal.set_wakeup_fd(-1)
   child = subprocess.Popen(command, env={**os.environ, VARIABLE: str(os.getpid())})
   before = {
     number: signal.signal(number, answer)
@@ -48,6 +51,7 @@ def supervise(command: Sequence[str]) -> int:
   finally:
     for number, answer in before.items():
       signal.signal(number, answer)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
   if status >= 0:
     return status
   how = {

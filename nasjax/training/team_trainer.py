@@ -10,7 +10,6 @@ What a child that is paused at a rung takes to go on stays where it was trained.
 
 import functools
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core import keys as keys_lib
+from nasjax.core import trees
 from nasjax.core.types import InputError
 from nasjax.networks import mlp
 from nasjax.spaces.mlp_chain import Layer, MLPChain
@@ -121,7 +121,7 @@ def team_trainer(
   )
   others = range(1, team.count)
   for other in others:
-    team.send(other, {"identity": identity, "rows": _digest(data)})
+    team.send(other, {"identity": identity, "rows": trees.digest(data)})
   num_features, rounds = data.x_train.shape[1], [0]
   owners: dict[bytes, int] = {}  # of children that are paused
 
@@ -236,10 +236,10 @@ def serve(
     return
   if first["identity"] != identity:
     raise InputError(
-      "it was started with other flags or versions than process 0: all of them must be "
-      "equal but for the number in --config.distributed"
+      "it was started with other flags, versions or devices than process 0: all must "
+      "be equal but for the number in --config.distributed"
     )
-  if first["rows"] != _digest(data):
+  if first["rows"] != trees.digest(data):
     raise InputError(
       "it has read other rows than process 0: the data of all machines must be equal"
     )
@@ -303,13 +303,6 @@ def _part(
 
 def _loader(by_layers: dict[Any, mlp.Weights]) -> LoadWeights:
   return lambda layers, fresh: by_layers[layers]
-
-
-def _digest(data: DeviceData) -> int:
-  digest = 0
-  for part in data:
-    digest = zlib.crc32(np.ascontiguousarray(part).tobytes(), digest)
-  return digest
 
 
 def _elsewhere(epochs: int, epochs_run: int) -> Child:

@@ -119,6 +119,37 @@ def test_the_third_signal_ends_it_at_once():
   assert (status, words) == (interrupts.STATUS, [])
 
 
+def test_signals_at_once_are_one():
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      "-c",
+      HEAD
+      + textwrap.dedent(
+        """
+        interrupts.ANSWER_SECONDS = 1000
+        try:
+          say("ready")
+          time.sleep(60)
+        except KeyboardInterrupt:
+          time.sleep(1)
+          say("last words")
+        """
+      ),
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "ready\n"
+  time.sleep(0.5)
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+    process.send_signal(number)
+    time.sleep(0.01)
+  out, _ = process.communicate(timeout=60)
+  assert (process.returncode, out) == (0, "last words\n")
+
+
 def test_nothing_happens_without_listening():
   with interrupts.held():
     interrupts.check()

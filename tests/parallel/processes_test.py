@@ -95,14 +95,22 @@ def test_messages_arrive_in_order_and_leave_nothing(monkeypatch):
 def test_the_first_reason_is_heard_by_all(monkeypatch):
   signals = []
   monkeypatch.setattr(processes.os, "kill", lambda *args: signals.append(args))
+
+  def check():
+    if signals:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(processes.interrupts, "check", check)
   store = Store()
   teams = [processes.Team(store, number, 3) for number in range(3)]
   teams[1].end("no room")
   teams[0].end("")
   for team in (teams[0], teams[2]):
-    assert team.receive(1) is None
+    with pytest.raises(KeyboardInterrupt):
+      team.receive(1)
     assert team.reason == "process 1: no room"
   assert signals.count((os.getpid(), signal.SIGTERM)) == 2
+  signals.clear()
   assert teams[1].receive(0) is None and teams[1].reason == ""
 
 
@@ -114,10 +122,60 @@ def test_a_job_that_was_done_interrupts_nobody(monkeypatch):
   assert teams[1].receive(0) is None and teams[1].reason == ""
 
 
+def test_who_is_at_its_last_words_is_not_interrupted_again(monkeypatch):
+  monkeypatch.setattr(processes.os, "kill", lambda *args: pytest.fail("interrupted"))
+  monkeypatch.setattr(processes.interrupts, "came", lambda: True)
+  store = Store()
+  teams = [processes.Team(store, number, 2) for number in range(2)]
+  teams[1].end("it was interrupted")
+  deadline = time.monotonic() + 30
+  while not teams[0].reason:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_the_leader_of_a_job_that_is_done_waits_until_all_have_left():
+  store = Store()
+  teams = [processes.Team(store, number, 2) for number in range(2)]
+  teams[0].end("")
+  later = threading.Timer(0.7, teams[1].end, [""])
+  later.start()
+  teams[0].wait_for_others(60)
+  assert "nasjax/left/1" in store.values
+  del store.values["nasjax/left/1"]
+  teams[0].wait_for_others(0.1)  # who never leaves is not waited for forever
+
+
+def test_where_the_service_is_gone_a_process_ends_as_jax_ends_it(monkeypatch):
+  class Gone(Store):
+    def key_value_set(self, key, value):
+      raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
+
+    key_value_set_bytes = key_value_increment = key_value_set
+
+    def blocking_key_value_get_bytes(self, key, milliseconds):
+      raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
+
+  ended = []
+  monkeypatch.setattr(processes.os, "abort", lambda: ended.append("abort"))
+  team = processes.Team(Gone(), 1, 2)
+  for act in (
+    lambda: team.send(0, {}),
+    lambda: team.receive(0),
+    lambda: team.take("0"),
+  ):
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      act()
+  assert len(ended) == 3
+
+
 SUPERVISE = """
 import sys
+from nasjax.core import interrupts
 from nasjax.parallel import supervisor
 assert "jax" not in sys.modules
+interrupts.ANSWER_SECONDS = 0.5
+interrupts.listen()
 sys.exit(supervisor.supervise([sys.executable, "-c", sys.argv[1]]))
 """
 
@@ -146,7 +204,10 @@ def test_who_waits_gives_the_status_or_says_what_to_do(code, status, line):
 def test_sigterm_is_passed_on():
   code = """
 import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+def last_words(*_):
+  time.sleep(2)  # longer than who computes may take to answer
+  sys.exit(7)
+signal.signal(signal.SIGTERM, last_words)
 print("ready", file=sys.stderr, flush=True)
 time.sleep(60)
 """

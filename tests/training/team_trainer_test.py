@@ -162,7 +162,7 @@ def test_other_rows_or_another_job_are_refused():
   spoiled = dataset.train._replace(x=dataset.train.x + 1)
   for options, line in (
     ({"data": type(dataset)(**{**vars(dataset), "train": spoiled})}, "other rows"),
-    ({"identity": "another"}, "other flags or versions"),
+    ({"identity": "another"}, "other flags, versions or devices"),
   ):
     wires = Wires(2)
     made(team_trainer, FakeTeam(wires, 0, 2))
