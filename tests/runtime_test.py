@@ -120,6 +120,28 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
   assert snapshot(folder) == before
 
 
+@pytest.mark.parametrize("left", ["checkpoints/derived/1/state", "stages.json"])
+def test_what_a_run_can_go_on_from_says_whose_it_is(tmp_path, left):
+  def begun(data, **options):
+    run = workdir.open_run(tmp_path / "run", "toy", 0, Config(), **options)
+    try:
+      run.begin(resumes=True, data=data)
+    finally:
+      run.close()
+    return run
+
+  assert not begun(7).resumed and not begun(8).resumed  # nothing was done yet
+  path = tmp_path / "run" / left
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("{}")
+  with pytest.raises(InputError, match="the data have changed"):
+    begun(7)
+  with pytest.raises(InputError, match="rate: 0.1 -> 0.2"):
+    workdir.open_run(tmp_path / "run", "toy", 0, Config(Section(rate=0.2)))
+  assert begun(8).resumed and path.exists()
+  assert not begun(7, overwrite=True).resumed and not path.exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_nothing_is_touched_before_the_run_begins(start, tmp_path, overwrite):
   fill(start(), "interrupted")

@@ -101,6 +101,28 @@ def test_a_genotype_is_trained_without_a_search(searched, tmp_path):
   assert summary["test_perplexity"] == before["test_perplexity"]
 
 
+def test_a_genotype_whose_training_was_killed_goes_on_as_it_began(
+  searched, tmp_path, capsys
+):
+  """Nothing but its checkpoints is there by then: they say whose they are."""
+  out = tmp_path / "out"
+  line = [f"--config.data.path={TEXT}", "--config.random_cells=0", f"--workdir={out}"]
+  line += [f"--config.genotype={searched / 'best' / 'genotype.json'}"]
+  line += ["--config.retrain.epochs=60"]
+  process = started([*LINE, *line], copied_cache(tmp_path), quick=True)
+  killed_when(process, (out / "checkpoints/derived/1").exists, random.Random(0))
+  assert run(*line, "--config.retrain.learning_rate=1") == 2
+  assert "holds another run" in capsys.readouterr().err
+  other = tmp_path / "other.txt"
+  other.write_text(TEXT.read_text() + TEXT.read_text()[:100])
+  moved = [f"--config.data.path={other}", *line[1:]]
+  assert run(*moved) == 2
+  assert run(*line) == 0
+  log = (out / "log.txt").read_text()
+  assert "the derived cell: goes on after epoch" in log
+  assert not any((out / "checkpoints").glob("derived/*"))
+
+
 def test_words_by_the_papers_finite_difference_and_every_dropout(tmp_path):
   out = tmp_path / "out"
   dropouts = ("output", "hidden", "embedded", "input", "words")
