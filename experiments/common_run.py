@@ -295,7 +295,7 @@ def _print_result(run, summary, leaders) -> None:
   metric = summary["metric"]
   run.table(
     "leaderboard",
-    ["rank", "architecture", f"validation {metric}", "epochs", "parameters"],
+    ["rank", "architecture", "score", "epochs", "parameters"],
     [
       [
         str(rank),

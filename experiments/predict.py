@@ -67,6 +67,8 @@ def run(config: Config, run: Run) -> None:
     raise InputError(f"{rows}: {'; '.join(strange)}")
   answers = np.asarray(program(x))
   standalone.write(config.output, standalone.table(model.target, answers))
+  if not len(x):
+    print(f"warning: {rows} has no rows", file=sys.stderr)
   for line in strange:
     print(f"warning: {line}: no category (all zeros)", file=sys.stderr)
   print(f"{config.output}: predictions for {len(x):,} rows by {config.model}")

@@ -121,9 +121,33 @@ class _OptionalParser(flags.ArgumentParser):
     return self.syntactic_help
 
 
+class _PlainParser(flags.ArgumentParser):
+  """What a parser of absl reads; otherwise says what is expected, as tuples do."""
+
+  def parse(self, argument: Any) -> Any:
+    try:
+      return super().parse(argument)
+    except (TypeError, ValueError):
+      raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from None
+
+
+class _IntegerParser(_PlainParser, flags.IntegerParser):
+  """A whole number."""
+
+
+class _FloatParser(_PlainParser, flags.FloatParser):
+  """A number."""
+
+
+class _BooleanParser(_PlainParser, flags.BooleanParser):
+  """A truth value."""
+
+  syntactic_help = "true or false"
+
+
 _PARSERS: dict[type, type[flags.ArgumentParser]] = {
-  int: flags.IntegerParser,
-  float: flags.FloatParser,
+  int: _IntegerParser,
+  float: _FloatParser,
   str: flags.ArgumentParser,
 }
 
@@ -158,6 +182,7 @@ def define_flags(config: Any, flag_values: flags.FlagValues) -> None:
     name = f"{PREFIX}.{leaf.name}"
     if leaf.annotation is bool:
       flags.DEFINE_boolean(name, leaf.value, leaf.help, **options)
+      flag_values[name].parser = _BooleanParser()
       continue
     is_tuple = _is_tuple(leaf.annotation)
     serializer = _TupleSerializer() if is_tuple else flags.ArgumentSerializer()

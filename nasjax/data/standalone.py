@@ -476,6 +476,8 @@ def main() -> None:
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+  if text.count("\n") == 1:  # the header
+    print(f"warning: {given.rows} has no rows", file=sys.stderr)
   for line in strange:
     print(f"warning: {line}: no category (all zeros)", file=sys.stderr)
 

@@ -112,6 +112,7 @@ def test_wrong_values_are_refused_and_named(argument):
   with pytest.raises(flags.IllegalFlagValueError) as error:
     parse(argument)
   assert name in str(error.value) and value in str(error.value)
+  assert "expected" in str(error.value) or "should be" in str(error.value)
 
 
 @pytest.mark.parametrize(

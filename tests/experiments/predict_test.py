@@ -82,6 +82,22 @@ def test_an_output_that_is_there_is_replaced_only_on_request(predict, tmp_path):
   assert table_of("predictions.csv")[1]
 
 
+def test_a_file_without_rows_gives_a_warning_and_a_header(
+  predict, saved, tmp_path, capsys
+):
+  header = (tmp_path / "new.csv").read_text().splitlines()[0]
+  (tmp_path / "new.csv").write_text(header + "\n")
+  status, _, err = predict()
+  assert status == 0 and err == "warning: new.csv has no rows\n"
+  sys.argv = ["predict.py", "new.csv", "alone.csv"]
+  runpy.run_path(str(saved / "predict.py"), run_name="__main__")
+  assert capsys.readouterr().err == "warning: new.csv has no rows\n"
+  assert (tmp_path / "predictions.csv").read_text().count("\n") == 1
+  assert (tmp_path / "alone.csv").read_text() == (
+    tmp_path / "predictions.csv"
+  ).read_text()
+
+
 def test_unseen_categories(predict, tmp_path):
   write_csv(tmp_path / "new.csv", raw_rows(40, seed=2, unseen=True))
   status, out, err = predict()
