@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -370,6 +371,7 @@ class Worker:
       target=_serve, args=(other, way, work, ways), daemon=True
     )
     self._process.start()
+    self._paused, self._paused_at = 0.0, None  # type: float, float | None
     other.close()
     self._receive()
 
@@ -385,14 +387,44 @@ class Worker:
 
   def train(self, number: int = 0) -> float:
     """Trains a round; seconds."""
-    self._connection.send(number)
+    seconds = self.go_on(number)
+    assert seconds is not None  # it was not told when to pause
+    return seconds
+
+  def go_on(self, number: int = 0, most: float | None = None) -> float | None:
+    """Begins a round, or goes on with the one that is paused.
+
+    Args:
+      number: of the round.
+      most: seconds after which its process is stopped where it stands, whatever it is
+        compiling or training; None lets it run to its end.
+
+    Returns:
+      Seconds of the round, without its pauses; None when it is paused.
+    """
+    if self._paused_at is None:
+      self._connection.send(number)
+    else:
+      self._paused += time.perf_counter() - self._paused_at
+      self._paused_at = None
+      self._signal(signal.SIGCONT)
+    if not self._connection.poll(most):
+      self._signal(signal.SIGSTOP)
+      self._paused_at = time.perf_counter()
+      return None
     seconds, compiles, self.peak_bytes = self._receive()
     self.num_compiles += compiles
-    return seconds
+    paused, self._paused = self._paused, 0.0
+    return seconds - paused
+
+  def _signal(self, number: int) -> None:
+    if self._process.is_alive() and self._process.pid:
+      os.kill(self._process.pid, number)
 
   def close(self) -> None:
     """Ends the process."""
     if self._process.is_alive():
       self._process.terminate()
+      self._signal(signal.SIGCONT)  # one that is stopped does not hear of its end
     self._process.join(10)
     self._connection.close()

@@ -1,10 +1,11 @@
 """How fast a population trains: our layouts beside what a user would write.
 
-Every way trains the same chains, in a process of its own. On the steady workloads they
-take turns within one run, so that a noisy machine is noisy for all; compilation is
-timed apart, and the machine's own ceiling (a large matrix product, and the bytes that
-Adam moves) is measured between them. The campaigns are whole jobs from a cold start,
-timed one after the other.
+Every way trains the same chains, in a process of its own. They take turns within one
+run, so that a noisy machine is noisy for all, and the machine's own ceiling (a large
+matrix product, and the bytes that Adam moves) is measured between them. On the steady
+workloads compilation is timed apart. The campaigns are whole jobs from a cold start,
+which no round divides evenly: there a turn is so many seconds, after which the way's
+process is stopped where it stands.
 
 Command: python run.py --experiment=throughput      (peers: pip install -e ".[peers]")
 Result: benchmarks/RESULTS.md.
@@ -12,6 +13,7 @@ Result: benchmarks/RESULTS.md.
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from typing import Any
@@ -58,6 +60,7 @@ class Config:
   digits_epochs: int = field(30, "of the digits campaign")
   sample: int = field(24, "chains of the digits campaign, without shared programs")
   max_width: int = field(512, "of the sampled chains")
+  turn_seconds: float = field(5.0, "of a way in a campaign, until it is another's turn")
 
   def smoke(self) -> "Config":
     """The seconds-long version that the tests run end to end."""
@@ -73,12 +76,13 @@ class Config:
       digits_epochs=1,
       sample=2,
       max_width=8,
+      turn_seconds=0.5,
     )
 
 
 def _check(config: Config) -> None:
   for name, value in dataclasses.asdict(config).items():
-    if isinstance(value, int) and value < 1:
+    if isinstance(value, int | float) and not 0 < value < math.inf:
       raise InputError(f"config.{name} must be positive, got {value}")
   if config.max_width < min(_WIDTHS):
     raise InputError(f"config.max_width must be at least {min(_WIDTHS)}")
@@ -286,63 +290,94 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
     everything = _chains_of_one_or_two(space)[: config.chains]
     rounds, epochs = (everything,), config.digits_epochs
     features, classes, rows = _DIGITS
-  # Programs that children share are compiled once, however many children there are:
-  # scaling a sample would count them many times.
-  whole = ("auto", "bucketed")
   chains = [space.layers(genotype) for genotypes in rounds for genotype in genotypes]
   num_updates = epochs * (rows // _CAMPAIGN_BATCH)
   shape = (features, classes, _CAMPAIGN_BATCH)
   useful = num_updates * sum(_step_flops(chain, *shape) for chain in chains)
   params = sum(mlp.num_params(chain, features, classes) for chain in chains)
   ceiling = _Ceiling(params // len(chains))
-  rows_out = []
+  whole = Workload(
+    name=name,
+    features=features,
+    classes=classes,
+    rows=rows,
+    valid_rows=rows // 4,
+    batch_size=_CAMPAIGN_BATCH,
+    epochs=epochs,
+    rounds=rounds,
+    space=space,
+    seed=run.seed,
+  )
+  part = whole
+  if name == "digits_all" and config.sample < len(chains):
+    picked = np.random.default_rng(run.seed).permutation(len(chains))
+    part = dataclasses.replace(whole, rounds=(rounds[0][picked[: config.sample]],))
+  sampled: dict[Worker, float] = {}
+  left: dict[Worker, list[int]] = {}
   for way in config.ways:
-    chosen = rounds
-    if name == "digits_all" and way not in whole and config.sample < len(rounds[0]):
-      picked = np.random.default_rng(run.seed).permutation(len(rounds[0]))
-      chosen = (rounds[0][picked[: config.sample]],)
-    sampled = sum(map(len, rounds)) / sum(map(len, chosen))
-    work = Workload(
-      name=name,
-      features=features,
-      classes=classes,
-      rows=rows,
-      valid_rows=rows // 4,
-      batch_size=_CAMPAIGN_BATCH,
-      epochs=epochs,
-      rounds=chosen,
-      space=space,
-      seed=run.seed,
-    )
+    # Programs that children share are compiled once, however many children there are:
+    # scaling a sample would count them many times.
+    work = whole if way in ("auto", "bucketed") else part
     for worker in _start((way,), work, run):
-      try:
-        seconds = sum(worker.train(number) for number in range(len(chosen)))
-        if sampled > 1 and way == "padded":  # one program: only running is scaled
-          seconds += (sampled - 1) * worker.train(0)
-        else:
-          seconds *= sampled
-      except RuntimeError as error:
-        run.warn(f"{name}: left out: {error}")
-        continue
-      finally:
-        worker.close()
-      ceiling.measure()
-      children = len(chains)
-      note = f", from {config.sample} of {children} chains" if sampled > 1 else ""
-      run.log(f"{name}: {way} {seconds:.1f} s{note}")
-      rows_out.append(
-        {
-          "workload": name,
-          "way": way,
-          "total_seconds": seconds,
-          "amortised_rate": children * epochs / seconds,
-          **ceiling.reached(useful, num_updates * params, seconds),
-          "peak_gb": worker.peak_bytes / 1e9,
-          "num_compiles": worker.num_compiles,
-          "sampled": sampled,
-        }
-      )
+      left[worker] = list(range(len(work.rounds)))
+      sampled[worker] = 1.0 if work is whole else len(chains) / config.sample
+      if way == "padded" and work is part:
+        left[worker].append(0)  # once more, with its program there
+  rows_out = []
+  times = _in_turns(name, left, config.turn_seconds, ceiling, run)
+  for worker, rounds_of in times.items():
+    factor = sampled[worker]
+    if factor > 1 and worker.way == "padded":  # one program: only running is scaled
+      seconds = rounds_of[0] + (factor - 1) * rounds_of[1]
+    else:
+      seconds = factor * sum(rounds_of)
+    rows_out.append(
+      {
+        "workload": name,
+        "way": worker.way,
+        "total_seconds": seconds,
+        "amortised_rate": len(chains) * epochs / seconds,
+        **ceiling.reached(useful, num_updates * params, seconds),
+        "peak_gb": worker.peak_bytes / 1e9,
+        "num_compiles": worker.num_compiles,
+        "sampled": factor,
+      }
+    )
   return rows_out
+
+
+def _in_turns(
+  name: str,
+  rounds: dict[Worker, list[int]],
+  turn_seconds: float,
+  ceiling: _Ceiling,
+  run: Run,
+) -> dict[Worker, list[float]]:
+  """Seconds of those rounds of every worker; each has its turns until all are done."""
+  left = {worker: list(numbers) for worker, numbers in rounds.items()}
+  times: dict[Worker, list[float]] = {worker: [] for worker in rounds}
+  try:
+    while left:
+      for worker, numbers in list(left.items()):
+        try:
+          seconds = worker.go_on(numbers[0], turn_seconds)
+        except RuntimeError as error:
+          run.warn(f"{name}: left out: {error}")
+          del left[worker], times[worker]
+          continue
+        if seconds is None:
+          continue
+        times[worker].append(seconds)
+        del numbers[0]
+        if not numbers:
+          run.log(f"{name}: {worker.way} is done after {sum(times[worker]):.1f} s")
+          worker.close()
+          del left[worker]
+      ceiling.measure()
+  finally:
+    for worker in rounds:
+      worker.close()
+  return times
 
 
 def _chains_of_one_or_two(space: MLPChain) -> np.ndarray:

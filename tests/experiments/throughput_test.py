@@ -1,6 +1,7 @@
 """The throughput experiment's smoke run, its files, and what its figures say."""
 
 import json
+import time
 
 import pytest
 
@@ -40,6 +41,38 @@ def test_the_ways_train_the_same_chains():
   )
   assert everything.shape == (812, 3)
   assert len({tuple(genotype) for genotype in everything}) == 812
+
+
+def test_a_pause_stops_a_way_and_does_not_count():
+  space = throughput._space(throughput.Config(max_width=8), max_layers=2)
+  work = common_ways.Workload(
+    name="tiny",
+    features=4,
+    classes=3,
+    rows=64,
+    valid_rows=16,
+    batch_size=32,
+    epochs=1,
+    rounds=common_ways.random_rounds(space, 0, 1, 2),
+    space=space,
+    seed=0,
+  )
+  worker = common_ways.Worker("one_jit", work)
+  try:
+    begin = time.perf_counter()
+    assert worker.go_on(0, 0.01) is None  # it compiles
+    compiled = worker.num_compiles
+    time.sleep(1)
+    # Stopped, it has not finished what takes a fraction of a second; and goes on.
+    assert not worker._connection.poll()
+    seconds = worker.go_on(0)
+    assert 0 < seconds < time.perf_counter() - begin - 1
+    assert worker.num_compiles > compiled == 0
+    assert worker.train(0) > 0
+    assert worker.go_on(0, 1e-6) is None
+  finally:
+    worker.close()
+  assert not worker._process.is_alive()
 
 
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
