@@ -16,7 +16,7 @@ from experiments.common_ways import torch_device
 from nasjax.networks import cell_cnn, supernet_cnn
 from nasjax.spaces.conv_cell import CELLS, PRIMITIVES, ConvCell, edges
 from nasjax.strategies import darts
-from nasjax.training import cells
+from nasjax.training import cells, flops
 from nasjax.training.losses import get_task
 
 
@@ -51,28 +51,32 @@ class Work:
     return x, random.integers(0, self.classes, self.batch_size).astype(np.int32)
 
 
-def _ours(backward: bool) -> Callable[[Work], Callable[[int], None]]:
-  def prepare(work: Work) -> Callable[[int], None]:
-    plan = work.plan()
-    form = SupernetConfig().form()  # as a search on this platform has it
-    loss = cells.supernet_loss(plan, get_task("multiclass"), form)
-    weights = jax.device_put(supernet_cnn.init(np.uint32(0), plan))
+def _loss_of(work: Work) -> darts.Loss:
+  form = SupernetConfig().form()  # as a search on this platform has it
+  return cells.supernet_loss(work.plan(), get_task("multiclass"), form)
+
+
+def _pass(backward: bool) -> Callable[[Work], tuple[Callable, tuple]]:
+  """The loss, or its gradient for both levels, and what it takes."""
+
+  def make(work: Work) -> tuple[Callable, tuple]:
+    loss = _loss_of(work)
+    weights = jax.device_put(supernet_cnn.init(np.uint32(0), work.plan()))
     alphas = supernet_cnn.init_alphas(jax.random.key(1))
+    batch = cells.Batch(*map(jnp.asarray, work.batch()))
     run = darts.derivatives(loss).both if backward else jax.jit(loss)
-    batch = cells.Batch(*map(jnp.asarray, work.batch()))
-    return lambda _: jax.block_until_ready(run(weights, alphas, batch))
+    return run, (weights, alphas, batch)
 
-  return prepare
+  return make
 
 
-def _step(order: str) -> Callable[[Work], Callable[[int], None]]:
-  def prepare(work: Work) -> Callable[[int], None]:
-    plan = work.plan()
-    form = SupernetConfig().form()  # as a search on this platform has it
-    loss = cells.supernet_loss(plan, get_task("multiclass"), form)
-    batch = cells.Batch(*map(jnp.asarray, work.batch()))
+def _step(order: str) -> Callable[[Work], tuple[Callable, tuple]]:
+  """A step of the search, `(state, batch, batch) -> (state, ...)`, and its input."""
+
+  def make(work: Work) -> tuple[Callable, tuple]:
+    loss = _loss_of(work)
     strategy = darts.darts(
-      lambda key: supernet_cnn.init(np.uint32(0), plan),
+      lambda key: supernet_cnn.init(np.uint32(0), work.plan()),
       supernet_cnn.init_alphas,
       loss,
       loss,
@@ -80,12 +84,39 @@ def _step(order: str) -> Callable[[Work], Callable[[int], None]]:
       order=order,
       num_steps=1000,
     )
-    state = strategy.init(jax.random.key(0))
+    batch = cells.Batch(*map(jnp.asarray, work.batch()))
+    return strategy.step, (strategy.init(jax.random.key(0)), batch, batch)
+
+  return make
+
+
+PROGRAMS: dict[str, Callable[[Work], tuple[Callable, tuple]]] = {
+  "forward": _pass(False),
+  "gradient": _pass(True),
+  "order_1": _step("1"),
+  "exact": _step("2"),
+  "finite_difference": _step("finite_difference"),
+}
+"""Ours: `work -> (function, its arguments)`."""
+
+
+def num_flops(way: str, work: Work) -> int | None:
+  """Of one run of a way of ours, see `flops.count`; None for another's."""
+  if way not in PROGRAMS:
+    return None
+  function, arguments = PROGRAMS[way](work)
+  return flops.count(function, *arguments)
+
+
+def _ours(way: str) -> Callable[[Work], Callable[[int], None]]:
+  def prepare(work: Work) -> Callable[[int], None]:
+    function, arguments = PROGRAMS[way](work)
 
     def run(_: int) -> None:
-      nonlocal state
-      state, _ = strategy.step(state, batch, batch)
-      jax.block_until_ready(state)
+      nonlocal arguments
+      made = jax.block_until_ready(function(*arguments))
+      if isinstance(made[0], darts.State):  # a search goes on from there
+        arguments = made[0], *arguments[1:]
 
     return run
 
@@ -222,11 +253,7 @@ def _torch_supernet(work: Work):
 
 
 WAYS: dict[str, Callable[[Work], Callable[[int], None]]] = {
-  "forward": _ours(False),
-  "gradient": _ours(True),
-  "order_1": _step("1"),
-  "exact": _step("2"),
-  "finite_difference": _step("finite_difference"),
+  **{way: _ours(way) for way in PROGRAMS},
   "torch_forward": _torch(False),
   "torch_gradient": _torch(True),
 }

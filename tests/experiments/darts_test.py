@@ -248,6 +248,22 @@ def test_throughput_smoke(tmp_path):
   assert summary["status"] == "finished" and summary["ratios"] == []
   (row,) = summary["rows"]
   assert row["way"] == "forward" and row["seconds"] > 0 and row["peak_gb"] > 0.05
+  assert row["flops"] > 0
+
+
+def test_what_a_step_multiplies():
+  """With an edge's pass done again on the way back a gradient for the weights is four
+  forward passes of products, one for alphas three, and the mixed derivative nine:
+  twice three, and three transposed. So exact steps are 21 / 7 first-order steps."""
+  work = common_supernet_ways.Work((32, 32, 3), 10, 4, 3, 2, 0)
+  forward, gradient, first, exact, difference = (
+    common_supernet_ways.num_flops(way, work) for way in common_supernet_ways.PROGRAMS
+  )
+  assert gradient / forward == pytest.approx(4, rel=0.05)
+  assert first / forward == pytest.approx(7, rel=0.05)
+  assert exact / first == pytest.approx(21 / 7, rel=0.02)
+  assert difference / first == pytest.approx(18 / 7, rel=0.02)
+  assert common_supernet_ways.num_flops("torch_gradient", work) is None
 
 
 def test_the_peer_is_the_same_network():
