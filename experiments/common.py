@@ -22,9 +22,10 @@ from nasjax.strategies.base import Strategy
 from nasjax.strategies.random_search import random_search
 from nasjax.strategies.reinforce import reinforce
 from nasjax.training import rungs as rungs_lib
+from nasjax.training.kept_children import KeptChildren
 from nasjax.training.losses import get_task
 from nasjax.training.packing import LAYOUTS
-from nasjax.training.population import DTYPES, device_data
+from nasjax.training.population import DTYPES, device_data, population_trainer
 from nasjax.training.profile import DEVICES
 from nasjax.training.ray_trainer import ray_trainer
 from nasjax.training.team_trainer import serve as team_serve
@@ -283,6 +284,7 @@ def make_estimator(
   ray: Any = None,
   team: Any = None,
   identity: str = "",
+  kept: KeptChildren | None = None,
   **callbacks,
 ):
   """The estimator of the config, with the callbacks of `estimators.trained`.
@@ -294,26 +296,35 @@ def make_estimator(
     ray: the connected module, where Ray's workers train the children.
     team: the processes, where several train the children.
     identity: of the job, where they do; see `serve`.
+    kept: where this process keeps the children that it has trained.
     **callbacks: `on_child`, `on_plan` and `log`.
   """
   options = dataclasses.asdict(config.estimator)
+  trainer: Any = functools.partial(population_trainer, kept=kept)
   if options.pop("workers") == "ray":
     each = config.ray.options()
-    callbacks["trainer"] = functools.partial(ray_trainer, ray, task_options=each)
+    trainer = functools.partial(ray_trainer, ray, task_options=each)
   if team:
-    callbacks["trainer"] = functools.partial(
+    trainer = functools.partial(
       team_trainer,
       team,
       identity=identity,
       wants_weights=config.estimator.one_shot != "off",
+      kept=kept,
     )
+  callbacks["trainer"] = trainer
   return trained(
     space, dataset, num_devices=config.mesh.population, **options, **callbacks
   )
 
 
 def serve(
-  config: MLPNASConfig, space: MLPChain, dataset, team: Any, identity: str
+  config: MLPNASConfig,
+  space: MLPChain,
+  dataset,
+  team: Any,
+  identity: str,
+  kept: KeptChildren,
 ) -> None:
   """Trains what process 0 sends, with the options of `make_estimator`.
 
@@ -323,6 +334,7 @@ def serve(
     dataset: the splits.
     team: the processes, of which this is not the first.
     identity: of the job.
+    kept: where this process keeps the children that it has trained.
 
   Raises:
     InputError: process 0 has another job, or other rows.
@@ -341,6 +353,7 @@ def serve(
     num_devices=config.mesh.population,
     memory_limit_gb=options.memory_limit_gb,
     compute_dtype=options.compute_dtype,
+    kept=kept,
   )
 
 

@@ -23,6 +23,7 @@ from nasjax.results import analysis, report
 from nasjax.spaces.mlp_chain import MLPChain
 from nasjax.strategies.base import Strategy
 from nasjax.training import portable
+from nasjax.training.kept_children import KeptChildren
 from nasjax.training.retrain import Retrained, pooled, retrain
 
 _BOUND_DELTA = 0.05
@@ -56,7 +57,8 @@ def run_mlpnas(
     InputError: for a config that cannot run; nothing was touched then.
   """
   if run.team and run.team.number:
-    common.serve(config, space, dataset, run.team, _identity(config, run))
+    kept = _kept(config, run, dataset)
+    common.serve(config, space, dataset, run.team, _identity(config, run), kept)
     return
   with common.workers(config) as ray:
     _run(_Job(config, run, dataset, space, ray))
@@ -85,6 +87,7 @@ def _run(job: "_Job") -> None:
     run.warn(warning)
   try:
     job.work(summary)
+    job.kept.clear()
     summary["status"] = "finished"
   finally:
     # Also when interrupted or failed: nothing that was measured is lost.
@@ -111,6 +114,16 @@ def _identity(config: common.MLPNASConfig, run: runtime.Run) -> str:
   return " ".join(map(str, (config_lib.fingerprint(same), *parts)))
 
 
+def _kept(
+  config: common.MLPNASConfig, run: runtime.Run, dataset: Dataset
+) -> KeptChildren:
+  """Where this process keeps the children of the round that is on."""
+  folder = run.workdir / runtime.CHECKPOINTS / "children"
+  rows = trees.digest(dataset.train, dataset.valid)
+  number = run.team.number if run.team else 0
+  return KeptChildren(folder, number, f"{_identity(config, run)} {rows}")
+
+
 class _Job:
   """The parts of a job, made before anything is written, and the work."""
 
@@ -119,6 +132,7 @@ class _Job:
     self.watch = Watch(run, dataset)
     self.strategy = common.make_controller(config, space)
     self.control = common.make_control(config, space)
+    self.kept = _kept(config, run, dataset)
     self.estimator = common.make_estimator(
       config,
       space,
@@ -126,6 +140,7 @@ class _Job:
       ray,
       run.team,
       _identity(config, run),
+      self.kept,
       on_child=self.watch.on_child,
       on_plan=self.watch.on_plan,
       log=run.log,

@@ -5,7 +5,7 @@ survey's mean weighted by the epoch's number, so that fast learners count for mo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -282,11 +282,9 @@ def trained(
         f"this estimator trains {epochs} epochs; build another one for {fidelity}"
       )
     shared, rules, planned = state
-    shared_layers: dict[Any, int] = {}
 
     def load(layers, fresh):
-      weights, shared_layers[layers] = shared_weights.load(shared, layers, fresh)
-      return weights
+      return shared_weights.load(shared, layers, fresh)
 
     def report(i: int, child: Child) -> None:
       if on_child:
@@ -297,6 +295,7 @@ def trained(
       key, genotypes, rules, planned, load_shared, report
     )
     scores = [child_score(child) for child in children]
+    loaded = [shared_weights.num_shared(shared, child.layers) for child in children]
     if one_shot != "off":
       trained_children = [
         (child.layers, child.weights, value)
@@ -304,7 +303,6 @@ def trained(
         if child.weights is not None
       ]
       shared = shared_weights.store(shared, trained_children, one_shot)
-    loaded = [shared_layers.get(child.layers, 0) for child in children]
     evaluation = evaluation_of(children, scores, num_features, num_outputs, loaded)
     return TrainedState(shared, rules, planned), evaluation
 

@@ -30,6 +30,7 @@ from nasjax.training import packing
 from nasjax.training import planned as planned_lib
 from nasjax.training import profile as profile_lib
 from nasjax.training.children import Child, LoadWeights, Round, exact_of
+from nasjax.training.kept_children import KeptChildren, Shelf
 from nasjax.training.losses import Task
 from nasjax.training.packing import LAYOUTS, TILED, Group, Layout, Plan, Program
 from nasjax.training.programs import MOST_TILE_BYTES, Programs, population_mesh
@@ -56,6 +57,7 @@ def population_trainer(
   memory_limit_gb: float | None = None,
   compute_dtype: str = "float32",
   share_programs: bool = False,
+  kept: KeptChildren | None = None,
   log: Callable[[str], None] = lambda message: None,
 ) -> Callable[..., list[Child]]:
   """Builds the function that trains any population of the space on these rows.
@@ -76,7 +78,10 @@ def population_trainer(
     share_programs: keep compiled programs for other trainers in this process whose rows
       have the same shapes. Where there are several kinds of program the plan then
       depends on what was run before.
-    log: called with a line when a population is split.
+    kept: where children are kept as they are done, and found by a job that goes on.
+      Those of one vmapped program are found together or not at all: with fewer beside
+      it a child's last bits may differ.
+    log: called with a line when a population is split or a part of it was kept.
 
   Returns:
     `train(key, genotypes [P, D], hyper, load=None, on_child=None, on_plan=None,
@@ -195,7 +200,10 @@ def population_trainer(
     )
     together = functools.partial(train_together, programs, work, limit, log)
     one_program = together if vmapped else None
-    found = _run(programs, the_plan, work, one_program, takes, on_child)
+    shelf = kept.shelf(key, genotypes, layers, hyper, done) if kept else None
+    if shelf and (there := sum(i in shelf for i in mine)):
+      log(f"{there} of {len(mine)} children were done before, and kept")
+    found = _run(programs, the_plan, work, one_program, takes, shelf, on_child)
     return [found[i] for i in sorted(found)]
 
   return train
@@ -229,6 +237,7 @@ def _run(
   work: Round,
   together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
   takes: Takes | None,
+  shelf: Shelf | None,
   on_child: OnChild | None,
 ) -> dict[int, Child]:
   """Runs the groups of a plan, several at once, and gives their children by number."""
@@ -238,26 +247,32 @@ def _run(
       jobs.append(group)
     else:
       jobs += [Group(group.program, (i,)) for i in group.members]
-  # The first of every program before the rest, the longest first: then a program is
-  # compiled by the time that others want it, and no long one is left to the end.
+  # What is there already comes first, before another process takes it. Then the first
+  # of every program before the rest, the longest first: so a program is compiled by the
+  # time that others want it, and no long one is left to the end.
   num_features = programs.data.x_train.shape[1]
   seen: set[Program] = set()
   rank = []
   for job in jobs:
     widths = mlp.dense_widths(work.layers[job.members[0]])
     size = packing.products(job.program, widths, num_features)
-    rank.append((job.program in seen, -size))
-    seen.add(job.program)
+    there = shelf is not None and all(i in shelf for i in job.members)
+    rank.append((not there, job.program in seen, -size))
+    if not there:
+      seen.add(job.program)
   jobs = [jobs[i] for i in sorted(range(len(jobs)), key=rank.__getitem__)]
 
   def train(job: Group) -> list[tuple[int, Child]]:
     if takes and not takes(job):
       return []
+    if shelf and (there := shelf.get(job.members)):
+      return there
     try:
       if together and job.program.frame:
         with programs.one_population:  # each may take all the memory there is
-          return list(together(job))
-      return [(i, train_alone(programs, work, job.program, i)) for i in job.members]
+          made = list(together(job))
+      else:
+        made = [(i, train_alone(programs, work, job.program, i)) for i in job.members]
     except jax.errors.JaxRuntimeError as error:  # out of memory, for one
       reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
       nothing = np.full(len(work.batches), np.nan, np.float32)
@@ -265,6 +280,10 @@ def _run(
         (i, Child(work.layers[i], None, nothing, nothing, 0, 0, 0.0, reason, True))
         for i in job.members
       ]
+    if shelf and not work.cancelled.is_set():  # then they may not be at their end
+      for i, child in made:
+        shelf.put(i, child)
+    return made
 
   children: dict[int, Child] = {}
   # Worker threads also when there is one: the main thread only waits, so Ctrl-C is

@@ -49,17 +49,15 @@ def bigrams(layers: tuple[Layer, ...]) -> list[str]:
   ]
 
 
-def load(
-  table: SharedWeights, layers: tuple[Layer, ...], fresh: Weights
-) -> tuple[Weights, int]:
-  """Fresh weights with every layer replaced whose bigram is in the table.
-
-  Returns:
-    The weights, and how many layers came from the table.
-  """
+def load(table: SharedWeights, layers: tuple[Layer, ...], fresh: Weights) -> Weights:
+  """Fresh weights with every layer replaced whose bigram is in the table."""
   found = [table.weights.get(name) for name in bigrams(layers)]
-  weights = [stored or new for stored, new in zip(found, fresh)]
-  return weights, sum(stored is not None for stored in found)
+  return [stored or new for stored, new in zip(found, fresh)]
+
+
+def num_shared(table: SharedWeights, layers: tuple[Layer, ...]) -> int:
+  """How many layers `load` takes from the table."""
+  return sum(name in table.weights for name in bigrams(layers))
 
 
 def store(

@@ -29,8 +29,8 @@ def test_what_is_stored_is_loaded_and_the_rest_stays_fresh():
     "last",
   )
   fresh = constant(0.0, 3)
-  loaded, count = shared_weights.load(table, layers("2 relu - 2 tanh"), fresh)
-  assert count == 1
+  loaded = shared_weights.load(table, layers("2 relu - 2 tanh"), fresh)
+  assert shared_weights.num_shared(table, layers("2 relu - 2 tanh")) == 1
   assert [float(layer["kernel"][0, 0]) for layer in loaded] == [1.0, 0.0, 0.0]
   assert not shared_weights.empty().weights
 
