@@ -51,7 +51,8 @@ def run_mlpnas(
 
   On Ctrl-C what was recorded is kept, with the children of the round that was on; the
   report of it is written, and the KeyboardInterrupt goes on to the caller. An
-  unfinished run goes on after its last whole round, and ends as if it had not stopped.
+  unfinished run goes on after its last whole round, with what was kept of the next, and
+  ends as if it had not stopped.
 
   Raises:
     InputError: for a config that cannot run; nothing was touched then.
