@@ -149,6 +149,11 @@ class MLPNASConfig:
     "silence after which a process counts as lost and ends the others",
     matters=False,
   )
+  keep_seconds: float = field(
+    1.0,
+    "children whose training took as long are kept as soon as they are done",
+    matters=False,
+  )
   max_failures: int = field(
     30, "children that fail in a row before a search stops with what it has; 0 = never"
   )
@@ -225,6 +230,10 @@ def check(config: MLPNASConfig) -> MLPChain:
     raise InputError(f"--config.strategy.max_seconds must be positive, got {seconds}")
   if config.distributed != "off" and config.estimator.workers != "here":
     raise InputError("--config.distributed is not for --config.estimator.workers=ray")
+  if not config.keep_seconds >= 0:
+    raise InputError(
+      f"--config.keep_seconds must not be negative, got {config.keep_seconds}"
+    )
   if config.heartbeat_seconds < 1:
     raise InputError(
       f"--config.heartbeat_seconds must be positive, got {config.heartbeat_seconds}"

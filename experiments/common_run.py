@@ -60,6 +60,7 @@ def run_mlpnas(
   if run.team and run.team.number:
     kept = _kept(config, run, dataset)
     common.serve(config, space, dataset, run.team, _identity(config, run), kept)
+    kept.clear()  # the job is done, else it would have raised
     return
   with common.workers(config) as ray:
     _run(_Job(config, run, dataset, space, ray))
@@ -119,10 +120,11 @@ def _kept(
   config: common.MLPNASConfig, run: runtime.Run, dataset: Dataset
 ) -> KeptChildren:
   """Where this process keeps the children of the round that is on."""
-  folder = run.workdir / runtime.CHECKPOINTS / "children"
+  folder = run.workdir / runtime.CHECKPOINTS / runtime.CHILDREN
   rows = trees.digest(dataset.train, dataset.valid)
   number = run.team.number if run.team else 0
-  return KeptChildren(folder, number, f"{_identity(config, run)} {rows}")
+  identity = f"{_identity(config, run)} {rows}"
+  return KeptChildren(folder, number, identity, config.keep_seconds)
 
 
 class _Job:

@@ -356,6 +356,7 @@ def _in_turns(
   """Seconds of those rounds of every worker; each has its turns until all are done."""
   left = {worker: list(numbers) for worker, numbers in rounds.items()}
   times: dict[Worker, list[float]] = {worker: [] for worker in rounds}
+  run.log(f"{name}: {len(left)} ways take turns of {turn_seconds:g} s")
   try:
     while left:
       for worker, numbers in list(left.items()):

@@ -32,6 +32,7 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _CACHE_EVENT = "/jax/compilation_cache/cache_hits"
 STAGES = "stages.json"  # what each part of the work gave, so that it is done once
 CHECKPOINTS = "checkpoints"
+CHILDREN = "children"  # of the round that is on, among the checkpoints
 LOCK = ".lock"
 LOG = "log.txt"
 _LOG_EVERY_SECONDS = 5.0

@@ -10,7 +10,7 @@ from nasjax.core import config as config_lib
 from nasjax.core.types import InputError
 from nasjax.results import export
 from nasjax.results import records as records_lib
-from nasjax.runtime import CHECKPOINTS, LOCK, LOG, STAGES, Run
+from nasjax.runtime import CHECKPOINTS, CHILDREN, LOCK, LOG, STAGES, Run
 
 # What a run writes beside config.json; a new run removes these and nothing else.
 _FILES = ("summary.json", STAGES, "metrics.jsonl", "report.html", "report.md")
@@ -120,8 +120,9 @@ def _read_before(folder: pathlib.Path) -> dict[str, Any]:
   before = records_lib.read_json(folder / "config.json")
   # Many tools write a config.json: one that names no experiment is not ours to replace.
   is_run = {"experiment", "seed", "config"} <= before.keys()
-  found = (path for path in folder.glob("*") if path.name != LOCK)
-  if not is_run and any(found):
+  ours = {folder / LOCK, folder / CHECKPOINTS / CHILDREN}  # also of one of a team
+  found = (path for path in folder.rglob("*") if not {path, *path.parents} & ours)
+  if not is_run and any(path != folder / CHECKPOINTS for path in found):
     raise InputError(f"--workdir {folder} is not empty and holds no run; give another")
   return before
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -188,6 +189,14 @@ def test_a_folder_of_something_else_is_refused(start, tmp_path, name, text, over
     start(tmp_path, overwrite=overwrite)
   assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
   assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name, ours", [("children", True), ("other", False)])
+def test_what_another_process_kept_there_does_not_matter(start, tmp_path, name, ours):
+  (tmp_path / "checkpoints" / name / "1").mkdir(parents=True)
+  (tmp_path / "checkpoints" / name / "1" / "a.npz").write_text("")
+  with contextlib.nullcontext() if ours else pytest.raises(InputError, match="no run"):
+    assert not start(tmp_path).resumed
 
 
 def test_a_workdir_that_cannot_be_one_is_refused(start, tmp_path):

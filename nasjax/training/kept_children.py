@@ -25,7 +25,6 @@ from nasjax.spaces.mlp_chain import Layer
 from nasjax.training.children import Child, Paused
 from nasjax.training.step import Hyper, TrainState
 
-_LEAST_SECONDS = 1.0  # of a child that is not as quickly trained again
 _ROUNDS = 2  # on disk: the checkpoint of the last may still be on its way
 
 
@@ -36,7 +35,8 @@ class KeptChildren:
     folder: of all processes of a job, if they see the same disk; else of this one.
     number: of this process.
     identity: of the job; children of another are not found.
-    least_seconds: that a child's training took, to be kept.
+    least_seconds: that a child's training took, to be kept: others are trained again
+      as quickly.
   """
 
   def __init__(
@@ -44,7 +44,7 @@ class KeptChildren:
     folder: pathlib.Path,
     number: int = 0,
     identity: str = "",
-    least_seconds: float = _LEAST_SECONDS,
+    least_seconds: float = 0.0,
   ):
     self._folder, self._mine = folder, folder / str(number)
     self._identity, self._least_seconds = identity, least_seconds

@@ -23,6 +23,7 @@ ARGUMENTS = [
   "--config.baseline=false",
   "--config.control=false",
   "--config.heartbeat_seconds=4",
+  "--config.keep_seconds=0",
 ]
 # Every child is sent its weights, those of the best are sent back, half are trained on.
 SHARING = [

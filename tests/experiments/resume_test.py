@@ -20,6 +20,7 @@ ARGUMENTS = [
   "--config.estimator.rungs=1,2",
   "--config.estimator.halving=hyperband",
   "--config.baseline=false",
+  "--config.keep_seconds=0",
 ]
 
 
@@ -59,6 +60,8 @@ def test_twenty_kills_change_nothing(uninterrupted, tmp_path):
   assert found(workdir) == found(uninterrupted / "run")
   log = (workdir / "log.txt").read_text()
   assert "search: goes on after round" in log
+  assert "children were done before, and kept" in log
+  assert not (workdir / "checkpoints" / "children").exists()
 
 
 def test_sigterm_ends_in_order_and_the_run_goes_on(uninterrupted, tmp_path):
