@@ -176,7 +176,8 @@ class Run:
     self._metrics: MetricsWriter | None = None
 
   def begin(self, resumes: bool = False, data: int | None = None) -> None:
-    """Takes the directory: from here on the run before is gone, or goes on.
+    """Takes the directory: from here on the run before is gone, or goes on (which, and
+    from where, is numbered in `workdir.open_run`).
 
     An experiment calls it when everything that the user may have got wrong has been
     checked and the data are there; until then nothing in the directory is touched.
