@@ -59,6 +59,8 @@ def run_mlpnas(
   """
   if run.team and run.team.number:
     kept = _kept(config, run, dataset)
+    if run.overwrite:
+      kept.forget()
     common.serve(config, space, dataset, run.team, _identity(config, run), kept)
     kept.clear()  # the job is done, else it would have raised
     return
@@ -228,7 +230,14 @@ class _Job:
     self, strategy: Strategy, *args
   ) -> tuple[list[Round], search.SearchState]:
     return recorded_search(
-      self.config, self.run, self.space, self.estimator, self.watch, strategy, *args
+      self.config,
+      self.run,
+      self.space,
+      self.estimator,
+      self.watch,
+      self.kept,
+      strategy,
+      *args,
     )
 
 

@@ -19,6 +19,7 @@ from nasjax.results import analysis
 from nasjax.spaces.mlp_chain import MLPChain, describe_layers
 from nasjax.strategies.base import Strategy
 from nasjax.training.children import Child
+from nasjax.training.kept_children import KeptChildren
 from nasjax.training.losses import get_task
 from nasjax.training.packing import Plan
 from nasjax.training.planned import Planned
@@ -83,6 +84,7 @@ def recorded_search(
   space: MLPChain,
   estimator: Estimator,
   watch: Watch,
+  kept: KeptChildren,
   strategy: Strategy,
   key: jax.Array,
   label: str,
@@ -98,6 +100,7 @@ def recorded_search(
     space: of the genotypes.
     estimator: whose reports `watch` gets.
     watch: passes them on.
+    kept: children that the estimator finds; their time counts as if they were trained.
     strategy: of the search.
     key: its key.
     label: "search" or "control".
@@ -127,7 +130,10 @@ def recorded_search(
     rounds = _rounds_of(run.rewind(name, done, label), config.estimator.epochs)
     if done:
       run.log(f"{label}: goes on after round {state.number}, with {done} children")
-  start = time.perf_counter() - seconds
+  start = time.perf_counter() - seconds + kept.seconds
+
+  def elapsed() -> float:
+    return time.perf_counter() - start + kept.seconds
 
   def is_late() -> bool:
     # By what the last checkpoint says: a search that goes on finds the same.
@@ -154,7 +160,7 @@ def recorded_search(
 
     def save(after: search.SearchState) -> None:
       nonlocal state, seconds
-      state, seconds = after, time.perf_counter() - start
+      state, seconds = after, elapsed()
       checkpoints.save(after.number, (after, seconds))
 
     searching = search.run(
@@ -182,7 +188,7 @@ def recorded_search(
       if watch.unfinished:
         record(watch.unfinished_round(space, len(rounds)))
       raise
-  summary["search_seconds"] = time.perf_counter() - start
+  summary["search_seconds"] = elapsed()
   summary["checkpoint_seconds"] = checkpoints.seconds  # those of this process
   done = summary["num_evaluations"]
   if state.number < num_rounds and is_late():

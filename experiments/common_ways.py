@@ -7,11 +7,13 @@ process each keeps their threads, caches and peak memory apart; the parent asks 
 after the other, so that the others rest while one is timed.
 """
 
+import ctypes
 import dataclasses
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from nasjax.training.population import device_data, population_trainer
 from nasjax.training.step import Hyper, epoch_batches
 
 _LEARNING_RATE, _EPSILON = 1e-3, 1e-7
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +336,8 @@ def peak_bytes(way: str) -> int:
 
 def _serve(connection, way: str, work: Any, ways: Callable) -> None:
   """The worker's loop: one timed round for every number that comes."""
+  if sys.platform == "linux":  # one that is stopped would not see that nobody waits
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   share_device()
   try:
     train = ways(way)(work)
@@ -341,8 +346,8 @@ def _serve(connection, way: str, work: Any, ways: Callable) -> None:
       with CompileCounter() as compiles:
         start = time.perf_counter()
         train(number)
-        seconds = time.perf_counter() - start
-      connection.send((seconds, compiles.count, peak_bytes(way)))
+        end = time.perf_counter()
+      connection.send(((start, end), compiles.count, peak_bytes(way)))
   except KeyboardInterrupt:
     pass  # the parent was interrupted too, and says so
   except Exception:
@@ -371,7 +376,8 @@ class Worker:
       target=_serve, args=(other, way, work, ways), daemon=True
     )
     self._process.start()
-    self._paused, self._paused_at = 0.0, None  # type: float, float | None
+    self._pauses: list[tuple[float, float]] = []
+    self._paused_at: float | None = None
     other.close()
     self._receive()
 
@@ -405,17 +411,18 @@ class Worker:
     if self._paused_at is None:
       self._connection.send(number)
     else:
-      self._paused += time.perf_counter() - self._paused_at
+      self._pauses.append((self._paused_at, time.perf_counter()))
       self._paused_at = None
       self._signal(signal.SIGCONT)
     if not self._connection.poll(most):
       self._signal(signal.SIGSTOP)
       self._paused_at = time.perf_counter()
       return None
-    seconds, compiles, self.peak_bytes = self._receive()
+    (start, end), compiles, self.peak_bytes = self._receive()
     self.num_compiles += compiles
-    paused, self._paused = self._paused, 0.0
-    return seconds - paused
+    # The clock is the same in all processes; the last pause may be after the end.
+    pauses, self._pauses = self._pauses, []
+    return end - start - sum(max(0, min(end, b) - max(start, a)) for a, b in pauses)
 
   def _signal(self, number: int) -> None:
     if self._process.is_alive() and self._process.pid:
@@ -424,7 +431,6 @@ class Worker:
   def close(self) -> None:
     """Ends the process."""
     if self._process.is_alive():
-      self._process.terminate()
-      self._signal(signal.SIGCONT)  # one that is stopped does not hear of its end
+      self._process.kill()  # one that is stopped hears nothing else
     self._process.join(10)
     self._connection.close()

@@ -321,10 +321,12 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
     for worker in _start((way,), work, run):
       left[worker] = list(range(len(work.rounds)))
       sampled[worker] = 1.0 if work is whole else len(chains) / config.sample
-      if way == "padded" and work is part:
+      if way == "padded" and sampled[worker] > 1:
         left[worker].append(0)  # once more, with its program there
   rows_out = []
-  times = _in_turns(name, left, config.turn_seconds, ceiling, run)
+  # Work that is queued on an accelerator would go on in another's turn.
+  most = config.turn_seconds if jax.default_backend() == "cpu" else None
+  times = _in_turns(name, left, most, ceiling, run)
   for worker, rounds_of in times.items():
     factor = sampled[worker]
     if factor > 1 and worker.way == "padded":  # one program: only running is scaled
@@ -349,14 +351,16 @@ def _campaign(name: str, config: Config, run: Run) -> list[dict[str, Any]]:
 def _in_turns(
   name: str,
   rounds: dict[Worker, list[int]],
-  turn_seconds: float,
+  turn_seconds: float | None,
   ceiling: _Ceiling,
   run: Run,
 ) -> dict[Worker, list[float]]:
-  """Seconds of those rounds of every worker; each has its turns until all are done."""
+  """Seconds of those rounds of every worker; each has its turns until all are done, of
+  so many seconds or, where that is None, of a round."""
   left = {worker: list(numbers) for worker, numbers in rounds.items()}
   times: dict[Worker, list[float]] = {worker: [] for worker in rounds}
-  run.log(f"{name}: {len(left)} ways take turns of {turn_seconds:g} s")
+  turn = "a round" if turn_seconds is None else f"{turn_seconds:g} s"
+  run.log(f"{name}: {len(left)} ways take turns of {turn}")
   try:
     while left:
       for worker, numbers in list(left.items()):

@@ -12,8 +12,9 @@ import hashlib
 import io
 import pathlib
 import shutil
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,12 +32,16 @@ _ROUNDS = 2  # on disk: the checkpoint of the last may still be on its way
 class KeptChildren:
   """The folder, and what this process puts there.
 
+  Attributes:
+    seconds: that what was found in this process had taken, from the beginning of each
+      call until the last of its children was kept.
+
   Args:
     folder: of all processes of a job, if they see the same disk; else of this one.
     number: of this process.
     identity: of the job; children of another are not found.
-    least_seconds: that a child's training took, to be kept: others are trained again
-      as quickly.
+    least_seconds: that the training of the children of a program took, to be kept:
+      others are trained again as quickly.
   """
 
   def __init__(
@@ -48,12 +53,14 @@ class KeptChildren:
   ):
     self._folder, self._mine = folder, folder / str(number)
     self._identity, self._least_seconds = identity, least_seconds
+    self.seconds = 0.0
 
   def shelf(
     self,
     key: jax.Array,
     genotypes: np.ndarray,
     layers: Sequence[tuple[Layer, ...]],
+    programs: Mapping[int, str],
     hyper: Hyper,
     done: int,
   ) -> "Shelf":
@@ -63,27 +70,40 @@ class KeptChildren:
       key: of the round.
       genotypes: `[P, D]`.
       layers: `[P]`, theirs.
+      programs: what each child that may be trained here is to run in: in another
+        program its last bits may differ.
       hyper: of the call.
       done: epochs that they were trained before it.
     """
     name = _digest(np.asarray(jax.random.key_data(key)))
     ours = self._mine / name
-    places: list[pathlib.Path] = []
-    try:
-      ours.mkdir(parents=True, exist_ok=True)
-      ours.touch()
-      by_age = sorted(self._mine.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-      for old in [path for path in by_age if path != ours][: -(_ROUNDS - 1)]:
-        shutil.rmtree(old, ignore_errors=True)
-      places = [path / name for path in self._folder.iterdir() if path.is_dir()]
-    except OSError:
-      pass  # nothing is found or kept; the next checkpoint says what the disk has
     call = np.asarray([*hyper, done], np.float64)
-    names = [
-      _digest(self._identity, call, np.asarray(genotype, np.int32)) + ".npz"
-      for genotype in genotypes
-    ]
-    return Shelf(ours, places, names, list(layers), self._least_seconds)
+    names = {
+      i: _digest(self._identity, call, np.asarray(genotypes[i], np.int32), program)
+      for i, program in programs.items()
+    }
+    there: dict[int, pathlib.Path] = {}
+    with contextlib.suppress(OSError):  # then nothing is found
+      for place in [path / name for path in self._folder.iterdir()]:
+        files = {file.name: file for file in place.glob("*.npz")}
+        there |= {
+          i: files[f"{short}.npz"]
+          for i, short in names.items()
+          if f"{short}.npz" in files
+        }
+    with contextlib.suppress(OSError):
+      others = [path for path in self._mine.iterdir() if path != ours]
+      others.sort(key=lambda path: path.stat().st_mtime_ns)
+      for old in others[: 1 - _ROUNDS]:
+        shutil.rmtree(old, ignore_errors=True)
+    files_of = {i: ours / f"{short}.npz" for i, short in names.items()}
+    shelf = Shelf(files_of, there, list(layers), self._least_seconds)
+    self.seconds += shelf.seconds
+    return shelf
+
+  def forget(self) -> None:
+    """Removes what this process has kept: the job is another."""
+    shutil.rmtree(self._mine, ignore_errors=True)
 
   def clear(self) -> None:
     """Removes the folder: the job is done."""
@@ -91,46 +111,53 @@ class KeptChildren:
 
 
 class Shelf:
-  """Where the children of one call are. Made by `KeptChildren.shelf`."""
+  """Where the children of one call are. Made by `KeptChildren.shelf`.
+
+  Attributes:
+    seconds: that the call had taken when the last of those that are there was kept.
+  """
 
   def __init__(
     self,
-    ours: pathlib.Path,
-    places: Sequence[pathlib.Path],
-    names: Sequence[str],
+    files: Mapping[int, pathlib.Path],
+    there: Mapping[int, pathlib.Path],
     layers: Sequence[tuple[Layer, ...]],
     least_seconds: float,
   ):
-    self._ours, self._names, self._layers = ours, names, layers
-    self._least_seconds = least_seconds
-    self._there: dict[int, pathlib.Path] = {}
-    for i, name in enumerate(names):
-      for place in places:
-        if (place / name).is_file():
-          self._there[i] = place / name
+    self._files, self._there, self._layers = files, there, layers
+    self._least_seconds, self._begin = least_seconds, time.monotonic()
+    self.seconds = 0.0
+    for file in there.values():
+      with contextlib.suppress(*_BROKEN), np.load(file, allow_pickle=False) as arrays:
+        self.seconds = max(self.seconds, float(arrays["after_seconds"]))
 
-  def __contains__(self, i: int) -> bool:
-    """Whether child i was there when the call began."""
-    return i in self._there
+  def has(self, members: Sequence[int]) -> bool:
+    """Whether all these children were there when the call began."""
+    return all(i in self._there for i in members)
 
   def get(self, members: Sequence[int]) -> list[tuple[int, Child]] | None:
     """Those children, if all are there and whole; None if any is to be trained."""
-    if not all(i in self for i in members):
+    if not self.has(members):
       return None
-    found = []
-    for i in members:
-      try:
-        child = _read(self._there[i].read_bytes(), self._layers[i])
-      except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None  # torn, or gone: it is trained as if it had not been
-      found.append((i, child))
-    return found
+    try:
+      return [(i, _read(self._there[i], self._layers[i])) for i in members]
+    except _BROKEN:
+      return None  # torn, or gone: they are trained as if they had not been
 
-  def put(self, i: int, child: Child) -> None:
-    """Keeps a child that was trained to its end. If the disk is full it is not kept."""
-    if child.failure is None and child.seconds >= self._least_seconds:
-      with contextlib.suppress(OSError):
-        write_bytes(self._ours / self._names[i], _written(child))
+  def put(self, children: Sequence[tuple[int, Child]]) -> None:
+    """Keeps the children of one program, trained to their ends. If the disk is full
+    they are not kept."""
+    if sum(child.seconds for _, child in children) < self._least_seconds:
+      return
+    after = self.seconds + time.monotonic() - self._begin
+    with contextlib.suppress(OSError):
+      for i, child in children:
+        self._files[i].parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._files[i], _written(child, after))
+
+
+# What reading a file that is not whole, or not there any more, may raise.
+_BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 def _digest(*parts: Any) -> str:
@@ -144,8 +171,9 @@ def _digest(*parts: Any) -> str:
 _FIELDS = "curve", "valid_loss", "epochs_run", "best_epoch", "seconds", "stopped"
 
 
-def _written(child: Child) -> bytes:
+def _written(child: Child, after_seconds: float) -> bytes:
   arrays: dict[str, Any] = {name: getattr(child, name) for name in _FIELDS}
+  arrays |= {"after_seconds": after_seconds, "failure": child.failure or ""}
   trees = {"weights": child.weights or []}
   if child.paused is not None:
     arrays["best_value"] = child.paused.best_value
@@ -158,8 +186,8 @@ def _written(child: Child) -> bytes:
   return file.getvalue()
 
 
-def _read(data: bytes, layers: tuple[Layer, ...]) -> Child:
-  with np.load(io.BytesIO(data), allow_pickle=False) as file:
+def _read(path: pathlib.Path, layers: tuple[Layer, ...]) -> Child:
+  with np.load(path, allow_pickle=False) as file:
     arrays = dict(file)
   depth = len(mlp.dense_widths(layers)) + 1
 
@@ -181,7 +209,7 @@ def _read(data: bytes, layers: tuple[Layer, ...]) -> Child:
     epochs_run=int(arrays["epochs_run"]),
     best_epoch=int(arrays["best_epoch"]),
     seconds=float(arrays["seconds"]),
-    failure=None,
+    failure=str(arrays["failure"]) or None,
     stopped=bool(arrays["stopped"]),
     paused=paused,
   )

@@ -200,10 +200,16 @@ def population_trainer(
     )
     together = functools.partial(train_together, programs, work, limit, log)
     one_program = together if vmapped else None
-    shelf = kept.shelf(key, genotypes, layers, hyper, done) if kept else None
-    if shelf and (there := sum(i in shelf for i in mine)):
-      log(f"{there} of {len(mine)} children were done before, and kept")
-    found = _run(programs, the_plan, work, one_program, takes, shelf, on_child)
+    jobs = _jobs(the_plan, vmapped)
+    shelf = None
+    if kept:
+      programs_of = {
+        i: f"{job.program} {len(job.members)}" for job in jobs for i in job.members
+      }
+      shelf = kept.shelf(key, genotypes, layers, programs_of, hyper, done)
+      if there := sum(len(job.members) for job in jobs if shelf.has(job.members)):
+        log(f"{there} of {len(mine)} children were done before, and kept")
+    found = _run(programs, jobs, work, one_program, takes, shelf, on_child)
     return [found[i] for i in sorted(found)]
 
   return train
@@ -231,22 +237,28 @@ def _free_bytes() -> float:
   return 0.9 * psutil.virtual_memory().available / jax.local_device_count()
 
 
+def _jobs(plan: Plan, vmapped: bool) -> list[Group]:
+  """What is trained at once: a framed program's children where it is vmapped, else one
+  child."""
+  jobs: list[Group] = []
+  for group in plan.groups:
+    if vmapped and group.program.frame:
+      jobs.append(group)
+    else:
+      jobs += [Group(group.program, (i,)) for i in group.members]
+  return jobs
+
+
 def _run(
   programs: Programs,
-  plan: Plan,
+  jobs: list[Group],
   work: Round,
   together: Callable[[Group], Iterator[tuple[int, Child]]] | None,
   takes: Takes | None,
   shelf: Shelf | None,
   on_child: OnChild | None,
 ) -> dict[int, Child]:
-  """Runs the groups of a plan, several at once, and gives their children by number."""
-  jobs: list[Group] = []
-  for group in plan.groups:
-    if together and group.program.frame:
-      jobs.append(group)
-    else:
-      jobs += [Group(group.program, (i,)) for i in group.members]
+  """Runs jobs, several at once, and gives their children by number."""
   # What is there already comes first, before another process takes it. Then the first
   # of every program before the rest, the longest first: so a program is compiled by the
   # time that others want it, and no long one is left to the end.
@@ -256,7 +268,7 @@ def _run(
   for job in jobs:
     widths = mlp.dense_widths(work.layers[job.members[0]])
     size = packing.products(job.program, widths, num_features)
-    there = shelf is not None and all(i in shelf for i in job.members)
+    there = shelf is not None and shelf.has(job.members)
     rank.append((not there, job.program in seen, -size))
     if not there:
       seen.add(job.program)
@@ -281,8 +293,7 @@ def _run(
         for i in job.members
       ]
     if shelf and not work.cancelled.is_set():  # then they may not be at their end
-      for i, child in made:
-        shelf.put(i, child)
+      shelf.put(made)
     return made
 
   children: dict[int, Child] = {}

@@ -75,6 +75,31 @@ def test_a_pause_stops_a_way_and_does_not_count():
   assert not worker._process.is_alive()
 
 
+def test_only_what_ran_counts():
+  """Also when a way was done just before it was stopped."""
+
+  class Connection:
+    def send(self, number):
+      pass
+
+    def poll(self, most):
+      return most is None
+
+    def recv(self):
+      return (start, start + 10.0), 0, 1
+
+  worker = object.__new__(common_ways.Worker)
+  worker.way, worker.num_compiles, worker._connection = "way", 0, Connection()
+  worker._signal = lambda number: None
+  start = time.perf_counter()
+  worker._paused_at = start + 9.0  # a second before its end
+  worker._pauses = [(start + 2.0, start + 5.0), (start + 6.0, start + 7.0)]
+  assert worker.go_on(0, 1.0) is None  # and the clock says less than start + 9
+  worker._pauses[-1] = (start + 9.0, start + 60.0)
+  worker._paused_at = start + 70.0
+  assert worker.go_on(0) == pytest.approx(10.0 - 3.0 - 1.0 - 1.0)
+
+
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
   class Log:
     lines: list[str] = []

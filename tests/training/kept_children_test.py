@@ -1,6 +1,7 @@
 """Children that were done when a job was killed: found again, and only they."""
 
 import threading
+import time
 
 import jax
 import numpy as np
@@ -131,6 +132,43 @@ def test_a_child_goes_on_from_a_rung_that_was_kept(tmp_path, trained):
     same(a._replace(seconds=b.seconds), b)
 
 
+def test_a_child_that_diverged_is_kept_and_an_empty_file_is_not_read(tmp_path, trained):
+  hyper = HYPER._replace(learning_rate=float("inf"))
+  first = make(tmp_path)(KEY, GENOTYPES[:2], hyper)
+  assert all(child.failure == "diverged in epoch 1" for child in first)
+  assert all(child.weights is None for child in first)
+  trained.clear()
+  for a, b in zip(first, make(tmp_path)(KEY, GENOTYPES[:2], hyper)):
+    same(a, b)
+    assert a.failure == b.failure
+  assert not trained
+  next(tmp_path.rglob("*.npz")).write_bytes(b"")
+  make(tmp_path)(KEY, GENOTYPES[:2], hyper)
+  assert len(trained) == 1
+
+
+def test_the_time_of_what_is_found_counts(tmp_path):
+  first = KeptChildren(tmp_path)
+  layers = [SPACE.layers(genotype) for genotype in GENOTYPES]
+  programs = dict(enumerate("abcd"))
+  shelf = first.shelf(KEY, GENOTYPES, layers, programs, HYPER, 0)
+  assert first.seconds == shelf.seconds == 0.0
+  (child,) = make(tmp_path / "other")(KEY, GENOTYPES[:1], HYPER)
+  time.sleep(0.2)
+  shelf.put([(0, child)])
+  second = KeptChildren(tmp_path)
+  shelf = second.shelf(KEY, GENOTYPES, layers, programs, HYPER, 0)
+  assert shelf.has((0,)) and not shelf.has((0, 1)) and second.seconds > 0.2
+  # And what the second adds is on top of it.
+  shelf.put([(1, child)])
+  third = KeptChildren(tmp_path)
+  third.shelf(KEY, GENOTYPES, layers, programs, HYPER, 0)
+  assert third.seconds > second.seconds
+  assert not third.shelf(KEY, GENOTYPES, layers, {0: "b"}, HYPER, 0).has((0,))
+  first.forget()
+  assert not (tmp_path / "0").exists()
+
+
 def test_a_vmapped_program_is_found_whole_or_trained_whole(tmp_path):
   options = dict(layout="padded")
   first = make(tmp_path, **options)(KEY, GENOTYPES, HYPER)
@@ -140,7 +178,7 @@ def test_a_vmapped_program_is_found_whole_or_trained_whole(tmp_path):
   next(tmp_path.rglob("*.npz")).unlink()
   lines = []
   found = make(tmp_path, log=lines.append, **options)(KEY, GENOTYPES, HYPER)
-  assert lines == ["3 of 4 children were done before, and kept"]
+  assert not lines
   for a, b in zip(first, found):
     same(a._replace(seconds=b.seconds), b)
 
