@@ -56,16 +56,19 @@ def _loss_of(work: Work) -> darts.Loss:
   return cells.supernet_loss(work.plan(), get_task("multiclass"), form)
 
 
-def _pass(backward: bool) -> Callable[[Work], tuple[Callable, tuple]]:
-  """The loss, or its gradient for both levels, and what it takes."""
+def _pass(derivative: str | None = None) -> Callable[[Work], tuple[Callable, tuple]]:
+  """The loss, or one of its `darts.Derivatives` by name, and what it takes."""
 
   def make(work: Work) -> tuple[Callable, tuple]:
     loss = _loss_of(work)
     weights = jax.device_put(supernet_cnn.init(np.uint32(0), work.plan()))
     alphas = supernet_cnn.init_alphas(jax.random.key(1))
-    batch = cells.Batch(*map(jnp.asarray, work.batch()))
-    run = darts.derivatives(loss).both if backward else jax.jit(loss)
-    return run, (weights, alphas, batch)
+    arguments: tuple = weights, alphas, cells.Batch(*map(jnp.asarray, work.batch()))
+    if derivative == "mixed":
+      arguments += (weights,)  # a direction as good as any
+    if derivative is None:
+      return jax.jit(loss), arguments
+    return getattr(darts.derivatives(loss), derivative), arguments
 
   return make
 
@@ -91,8 +94,11 @@ def _step(order: str) -> Callable[[Work], tuple[Callable, tuple]]:
 
 
 PROGRAMS: dict[str, Callable[[Work], tuple[Callable, tuple]]] = {
-  "forward": _pass(False),
-  "gradient": _pass(True),
+  "forward": _pass(),
+  "gradient": _pass("both"),
+  "of_weights": _pass("of_weights"),
+  "of_alphas": _pass("of_alphas"),
+  "mixed": _pass("mixed"),
   "order_1": _step("1"),
   "exact": _step("2"),
   "finite_difference": _step("finite_difference"),

@@ -2,10 +2,10 @@
 
 The supernet of the paper (C = 16, 8 cells) on CIFAR-10's shape. Every way has a process
 of its own, and they take turns, so that a noisy machine is noisy for all: the forward
-pass, the gradient of both levels, and whole steps of the search at first order, exact
-second order, and second order by finite difference. Compilation is timed apart, and
-the products of each way are counted: their ratio is what the seconds' can be held
-against.
+pass, the gradients of both levels, of the weights and of the alphas alone, the mixed
+second derivative, and whole steps of the search at first order, exact second order, and
+second order by finite difference. Compilation is timed apart, and the products of each
+way are counted: their ratio is what the seconds' can be held against.
 
 Command: python run.py --experiment=darts_throughput      (peers: pip install torch)
 Result: benchmarks/RESULTS.md.
