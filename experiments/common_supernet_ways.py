@@ -121,7 +121,7 @@ def _ours(way: str) -> Callable[[Work], Callable[[int], None]]:
     def run(_: int) -> None:
       nonlocal arguments
       made = jax.block_until_ready(function(*arguments))
-      if isinstance(made[0], darts.State):  # a search goes on from there
+      if isinstance(arguments[0], darts.State):  # a search goes on from there
         arguments = made[0], *arguments[1:]
 
     return run

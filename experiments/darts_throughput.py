@@ -47,7 +47,13 @@ class Config:
   def smoke(self) -> "Config":
     """The seconds-long version that the tests run end to end."""
     return dataclasses.replace(
-      self, ways=("forward",), side=4, channels=2, layers=3, batch_size=2, repeats=1
+      self,
+      ways=("mixed", "order_1"),
+      side=4,
+      channels=2,
+      layers=3,
+      batch_size=2,
+      repeats=1,
     )
 
 
